@@ -1,0 +1,76 @@
+"""What can go wrong, and who is to blame.
+
+`LocalError`   our caller's mistake: raised at once, nothing changed, nothing sent.
+`RemoteError`  a peer's message that does not check: raised inside a step, caught by the machine, recorded
+               as a `Fault` with its culprit, never raised at the driver.
+`Aborted`      the end of a session without a sum: nobody's call failed, so it is a result and not raised;
+               but reading `.sum` from it raises it, since ignoring it would be unsafe.
+
+No text here ever contains a secret or bytes that a peer sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NoReturn
+
+
+class SecAggError(Exception):
+    """The root of this library's exceptions."""
+
+
+class LocalError(SecAggError, ValueError):
+    """Our caller passed something that cannot be used; the message says what was expected."""
+
+
+class Infeasible(LocalError):
+    """No parameters meet the demands; the message says why and what would be feasible."""
+
+
+class AlreadyAnswered(LocalError):
+    """The journal says that this round was answered: one update, one answer."""
+
+
+class RemoteError(SecAggError):
+    """A peer sent something that must be refused."""
+
+    def __init__(self, cause: str, culprit: str | None = None) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.culprit = culprit
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One deviation that was noticed. Two culprits mean a dispute: one of the two, unknown which."""
+
+    culprits: tuple[str, ...]
+    stage: str
+    cause: str
+
+
+class Aborted(SecAggError):
+    """A session that ended without a sum.
+
+    `stage` and `cause` say where and why; `culprits` who is named, if anyone; `revealed` whether any
+    share may have been revealed; `retry` whether the same updates may be contributed again, in a new
+    session with a higher `attempt`. After a reveal they may not: the round counts as completed.
+    """
+
+    def __init__(
+        self, stage: str, cause: str, culprits: tuple[str, ...] = (), revealed: bool = False,
+        faults: tuple[Fault, ...] = (), dropped: dict[str, Fault] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(f"aborted at {stage}: {cause}")
+        self.stage, self.cause, self.culprits, self.revealed = stage, cause, culprits, revealed
+        self.faults, self.dropped = faults, dropped or {}
+
+    @property
+    def retry(self) -> bool:
+        """Whether the round may be tried again with the same updates."""
+        return not self.revealed
+
+    @property
+    def sum(self) -> NoReturn:
+        """There is none: raises this object."""
+        raise self

@@ -1,0 +1,175 @@
+"""What must survive a crash so that a party never answers twice: steps taken, rounds answered.
+
+A machine commits every step here *before* its messages are given to the driver. A step that was already
+committed cannot be committed again, so of two clones of one state only one can go on; and a restored
+state that is older than its journal is refused. (An old state would put a second vector under the same
+mask, and the difference of the two would be in the clear.)
+
+Across sessions the journal remembers, for each identity and task, the highest round in which it revealed
+shares: for that round, and any before it, nothing is contributed again.
+
+What it does not protect against: a copy of the journal itself rolled back together with the state.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from os import PathLike
+from typing import Protocol
+
+from protocols.errors import AlreadyAnswered, LocalError
+from secagg import box
+from secagg.invalid import Invalid
+from secagg.labels import Label, bind
+from secagg.randomness import Rng, system
+
+Answer = tuple[bytes, str, int]
+"""Identity, task and round of a client that is about to reveal shares."""
+
+
+class Journal(Protocol):
+    """A store of steps; both implementations below are complete."""
+
+    def commit(
+        self, machine: bytes, step: int, state: Callable[[], bytes], answer: Answer | None = None
+    ) -> None:
+        """Record that `machine` (32 bytes) takes step number `step`; the first is 1.
+
+        Raises `LocalError`, recording nothing, unless its last step was `step - 1`, and its subclass
+        `AlreadyAnswered` if `answer` names a round that is not above the last one answered.
+        """
+        ...
+
+    def last_step(self, machine: bytes) -> int:
+        """The last step recorded; 0 if none."""
+        ...
+
+    def last_answered(self, identity: bytes, task: str) -> int:
+        """The highest round answered; -1 if none."""
+        ...
+
+
+def _check(machine_last: int, step: int, answered: int, answer: Answer | None) -> None:
+    if machine_last != step - 1:
+        raise LocalError(
+            f"journal: step {step} does not follow step {machine_last}: this state is a copy or out of date"
+        )
+    if answer is not None and answer[2] <= answered:
+        raise AlreadyAnswered(f"journal: round {answer[2]} of task {answer[1]!r} was already answered")
+
+
+class MemoryJournal:
+    """A journal for one process: protects against clones and reruns, not against a crash."""
+
+    def __init__(self) -> None:
+        self._steps: dict[bytes, int] = {}
+        self._answered: dict[tuple[bytes, str], int] = {}
+
+    def commit(
+        self, machine: bytes, step: int, state: Callable[[], bytes], answer: Answer | None = None
+    ) -> None:
+        """See `Journal.commit`; the state is not kept."""
+        answered = -1 if answer is None else self.last_answered(answer[0], answer[1])
+        _check(self.last_step(machine), step, answered, answer)
+        self._steps[machine] = step
+        if answer is not None:
+            self._answered[answer[:2]] = answer[2]
+
+    def last_step(self, machine: bytes) -> int:
+        """See `Journal.last_step`."""
+        return self._steps.get(machine, 0)
+
+    def last_answered(self, identity: bytes, task: str) -> int:
+        """See `Journal.last_answered`."""
+        return self._answered.get((identity, task), -1)
+
+
+class SqliteJournal:
+    """A journal in a SQLite file that also keeps each machine's newest state, sealed under `key`.
+
+    `key` is 32 bytes kept apart from the file. Writes are durable when `commit` returns (full fsync).
+    Raises `LocalError` if the file cannot be opened or is something else.
+    """
+
+    def __init__(self, path: str | PathLike[str], key: bytes, *, rng: Rng = system) -> None:
+        check_key(key)
+        self._key, self._rng = key, rng
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA secure_delete = ON")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS steps (machine BLOB PRIMARY KEY, step INTEGER, state BLOB)"
+            )
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS answered (identity BLOB, task TEXT, round INTEGER, "
+                "PRIMARY KEY (identity, task))"
+            )
+        except sqlite3.Error as error:
+            raise LocalError(f"journal: cannot use {path}: {error}") from None
+
+    def commit(
+        self, machine: bytes, step: int, state: Callable[[], bytes], answer: Answer | None = None
+    ) -> None:
+        """See `Journal.commit`; step, state and answer are stored in one transaction."""
+        sealed = seal_state(self._key, state(), machine, self._rng)
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                answered = -1 if answer is None else self.last_answered(answer[0], answer[1])
+                _check(self.last_step(machine), step, answered, answer)
+                self._db.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?)", (machine, step, sealed))
+                if answer is not None:
+                    self._db.execute("INSERT OR REPLACE INTO answered VALUES (?, ?, ?)", answer)
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise LocalError(f"journal: cannot write: {error}") from None
+
+    def last_step(self, machine: bytes) -> int:
+        """See `Journal.last_step`."""
+        row = self._db.execute("SELECT step FROM steps WHERE machine = ?", (machine,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def last_answered(self, identity: bytes, task: str) -> int:
+        """See `Journal.last_answered`."""
+        row = self._db.execute(
+            "SELECT round FROM answered WHERE identity = ? AND task = ?", (identity, task)
+        ).fetchone()
+        return int(row[0]) if row else -1
+
+    def state(self, machine: bytes) -> bytes | None:
+        """The newest sealed state of a machine, to restore it after a crash; None if there is none."""
+        row = self._db.execute("SELECT state FROM steps WHERE machine = ?", (machine,)).fetchone()
+        return bytes(row[0]) if row else None
+
+    def erase(self, machine: bytes) -> None:
+        """Forget a finished machine's state; that its steps were taken stays known."""
+        self._db.execute("UPDATE steps SET state = NULL WHERE machine = ?", (machine,))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def check_key(key: bytes) -> None:
+    """Refuse what is not a 32-byte key."""
+    if not isinstance(key, bytes) or len(key) != box.KEY_BYTES:
+        raise LocalError(f"key: expected {box.KEY_BYTES} bytes")
+
+
+def seal_state(key: bytes, state: bytes, machine: bytes, rng: Rng) -> bytes:
+    """A machine's state, encrypted under a local key and bound to the machine."""
+    return box.seal(key, state, bind(Label.SNAPSHOT, machine), rng)
+
+
+def unseal_state(key: bytes, sealed: bytes, machine: bytes) -> bytes:
+    """What `seal_state` sealed; `LocalError` under another key or for another machine."""
+    check_key(key)
+    try:
+        return box.unseal(key, sealed, bind(Label.SNAPSHOT, machine))
+    except Invalid:
+        raise LocalError("snapshot: does not open: another key, session or party, or damaged") from None

@@ -1,0 +1,575 @@
+"""The executor: a table of legal moves, events in, envelopes out. Sans-I/O.
+
+A protocol is two tables (one for clients, one for the server) of pure steps over frozen states; this
+file runs them. It is the one place where a message is matched against a state, refused, blamed,
+committed to the journal, or discarded unread. A machine reads no clock and does no I/O.
+
+Client steps:  step(context, state, message) -> (state, outbox)
+Server steps:  accept(context, state, sender, message, frame) -> None, for each message of a stage, then
+               close(context, state, gathered, total) -> (state, outbox, faults) when nobody is awaited
+               any more or the driver closes the stage.
+Both raise `RemoteError` (who sent this is to blame) or `Abort` (the session cannot go on).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import numpy as np
+
+from protocols.errors import Aborted, AlreadyAnswered, Fault, LocalError, RemoteError
+from protocols.journal import Answer, Journal, MemoryJournal, seal_state, unseal_state
+from protocols.session import Session
+from protocols.wire import SERVER, Codec, Envelope
+from secagg.labels import Label, digest
+from secagg.randomness import system
+from secagg.ring import Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Event: begin. For a client; a server begins by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Event: the transport delivered `envelope` from the sender it names."""
+
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Event: a client's vector, `dim` integers below the bound; kept until it may be masked."""
+
+    vector: Any = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StageClosed:
+    """Event: the driver waits no longer in `stage`. Without effect on any other stage."""
+
+    stage: str
+
+
+Event = Started | Received | Input | StageClosed
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """The server's result: the exact sum, modulo 2^bits, of what the included clients sent.
+
+    sum       vector of `dim` entries in the ring's unsigned dtype
+    included  names, ascending
+    dropped   name -> why it is not in the sum
+    faults    every deviation noticed, of included clients as well
+    """
+
+    sum: Vector
+    included: tuple[str, ...]
+    dropped: dict[str, Fault]
+    faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A client's result: it has revealed its shares for the sum over `included`."""
+
+    included: tuple[str, ...]
+
+
+class Abort(Exception):
+    """Raised inside a step: the session cannot go on."""
+
+    def __init__(self, cause: str, culprits: tuple[str, ...] = (), faults: tuple[Fault, ...] = ()) -> None:
+        super().__init__(cause)
+        self.cause, self.culprits, self.faults = cause, culprits, faults
+
+
+class State(msgspec.Struct, frozen=True, tag=True):
+    """Base of all states: frozen, plain data. Secret fields: its repr shows none."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"
+
+
+Outbox = list[tuple[int, Any, Any]]
+"""(position of the recipient, message, frame) for a server; a client's position is ignored."""
+
+
+@dataclass(frozen=True)
+class ClientRules:
+    """A protocol's client side. `moves` maps (state type, message type, `Started` or `Input`) to a step."""
+
+    moves: Mapping[tuple[type, type], Callable[..., Any]]
+    stages: Mapping[type, str]
+    codec: Codec[Any]
+    states: Any
+    stop: type
+    limit: Callable[[Session], int]
+    ends: type
+
+
+@dataclass(frozen=True)
+class ServerRules:
+    """A protocol's server side. `stages` is in order; `moves` maps (state, message) to accept steps."""
+
+    moves: Mapping[tuple[type, type], Callable[..., None]]
+    closes: Mapping[type, Callable[..., Any]]
+    stages: Mapping[type, str]
+    codec: Codec[Any]
+    states: Any
+    stop: type
+    limit: Callable[[Session], int]
+    adds: type
+    reveals: type
+    ends: type
+
+
+R = TypeVar("R", ClientRules, ServerRules)
+
+_STOPPED = "stopped"
+
+
+class _Machine(Generic[R]):
+    """What client and server share: steps, commits, snapshots."""
+
+    def __init__(
+        self, session: Session, name: str, rules: R, context: Any, state: State, journal: Journal | None
+    ) -> None:
+        self.session, self.name = session, name
+        self._rules, self._context = rules, context
+        self._state = state
+        self._journal: Journal = journal if journal is not None else MemoryJournal()
+        self._id = machine_id(session, name)
+        self._step = 0
+        self._outbox: list[Envelope] = []
+        self._faults: list[Fault] = []
+
+    @property
+    def stage(self) -> str:
+        """What the party waits for, in one word."""
+        return _STOPPED if self._failed is not None else self._rules.stages[type(self._state)]
+
+    _failed: Aborted | None = None
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Every deviation noticed so far."""
+        return tuple(self._faults)
+
+    def resend(self) -> list[Envelope]:
+        """The messages of the last step again, byte for byte: after a restore, or if they were lost."""
+        return list(self._outbox)
+
+    def snapshot(self, key: bytes) -> bytes:
+        """The whole state, encrypted under a local 32-byte key, for `Session.restore_...`."""
+        return seal_state(key, self._dump(), self._id, system)
+
+    def _commit(self, outbox: list[Envelope], answer: Answer | None = None) -> None:
+        """Record the step that was just taken; the caller undoes it if this raises."""
+        self._outbox, self._step = outbox, self._step + 1
+        self._journal.commit(self._id, self._step, self._dump, answer)
+
+    def _restore(self, snapshot: bytes, key: bytes) -> None:
+        plain = unseal_state(key, snapshot, self._id)
+        self._load(plain)
+        last = self._journal.last_step(self._id)
+        if self._step != last:
+            raise LocalError(
+                f"snapshot: it was taken at step {self._step}, its journal is at step {last}; "
+                "only the newest state may continue"
+            )
+
+    def _check_fresh(self) -> None:
+        if self._journal.last_step(self._id):
+            raise LocalError(
+                "journal: this session was already begun: restore it, or use a higher attempt number"
+            )
+
+    def _dump(self) -> bytes:
+        raise AssertionError
+
+    def _load(self, plain: bytes) -> None:
+        raise AssertionError
+
+    def _envelope(self, to: str, message: Any, frame: Any = b"") -> Envelope:
+        return Envelope(self.session.hash, self.name, to, self._rules.codec.encode(message), frame)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, stage={self.stage!r})"
+
+
+def machine_id(session: Session, name: str) -> bytes:
+    """The key under which a journal knows this party in this session: 32 bytes."""
+    return digest(Label.SNAPSHOT, session.hash, name.encode())
+
+
+class ClientMachine(_Machine[ClientRules]):
+    """One client in one session. `handle` events; send what it returns; read `result`."""
+
+    def __init__(
+        self, session: Session, name: str, rules: ClientRules, context: Any, state: State, identity: bytes,
+        journal: Journal | None, snapshot: tuple[bytes, bytes] | None,
+    ) -> None:  # fmt: skip
+        super().__init__(session, name, rules, context, state, journal)
+        self._identity = identity
+        self._pending: Vector | None = None
+        self._given = False
+        self._handled: list[bytes] = []
+        if snapshot is None:
+            self._check_fresh()
+            self._check_unanswered()
+        else:
+            self._restore(*snapshot)
+
+    @property
+    def result(self) -> Answered | Aborted | None:
+        """None until the end; then what this client did."""
+        if self._failed is not None:
+            return self._failed
+        if isinstance(self._state, self._rules.ends):
+            return Answered(tuple(self.session.names[i] for i in self._state.included))  # type: ignore[attr-defined]
+        return None
+
+    @property
+    def waiting_for(self) -> tuple[str, ...]:
+        """The server, unless this client is finished or its own input is missing."""
+        idle = self.result is not None or not self._step or (Input in self._legal() and not self._given)
+        return () if idle else (SERVER,)
+
+    def _legal(self) -> set[type]:
+        return {event for state, event in self._rules.moves if state is type(self._state)}
+
+    def handle(self, event: Event) -> list[Envelope]:
+        """React to one event; returns what to send. Raises `LocalError` for the caller's own mistakes."""
+        match event:
+            case Started():
+                if Started not in self._legal() or self.result is not None:
+                    raise LocalError(f"started twice: {self.name!r} is at {self.stage!r}")
+                return self._take(event, Started)
+            case Input(vector):
+                return self._input(vector)
+            case Received(envelope):
+                return self._received(envelope)
+            case StageClosed():
+                return []  # stages are the server's
+            case _:
+                raise LocalError(f"event: expected Started, Input, Received or StageClosed, got {event!r}")
+
+    def _input(self, values: Any) -> list[Envelope]:
+        if self._given:
+            raise LocalError(f"input: {self.name!r} already has its vector for this session")
+        vector = self.session.vector(values)
+        self._check_unanswered()
+        self._given = True
+        self._pending = vector
+        try:
+            return self._mask() if self.result is None else []
+        except LocalError:
+            self._given, self._pending = False, None
+            raise
+
+    def _mask(self) -> list[Envelope]:
+        """Feed the input to the protocol as soon as it may be masked."""
+        if self._pending is None or Input not in self._legal():
+            return []
+        sent = self._take(Input(self._pending), Input)
+        self._pending = None
+        return sent
+
+    def _received(self, envelope: Envelope) -> list[Envelope]:
+        if envelope.to != self.name or envelope.sender != SERVER:
+            raise LocalError(f"misrouted: {envelope.sender!r} to {envelope.to!r}, delivered to {self.name!r}")
+        if self.result is not None and not self._handled:
+            return []
+        seal = digest(Label.STEP, envelope.session, envelope.body, bytes(envelope.frame))
+        if seal in self._handled:  # delivered twice: the same bytes again, or nothing if long past
+            return self.resend() if seal == self._handled[-1] else []
+        if self.result is not None:
+            return []
+        if envelope.session != self.session.hash:
+            self._faults.append(Fault((SERVER,), self.stage, "a message of another session was ignored"))
+            return []
+        try:
+            if len(envelope.frame):
+                raise RemoteError("a frame where none belongs")
+            message = self._rules.codec.decode(envelope.body, self._rules.limit(self.session))
+            if isinstance(message, self._rules.stop):
+                raise Abort(f"the server stopped the session: {message.cause}")  # type: ignore[attr-defined]
+            if type(message) not in self._legal():
+                raise RemoteError(f"{type(message).__name__} is not expected at stage {self.stage!r}")
+            out = self._take(message, type(message), seal)
+        except RemoteError as error:
+            return self._abort(error.cause, (error.culprit or SERVER,))
+        except Abort as abort:
+            return self._abort(abort.cause, abort.culprits)
+        except AlreadyAnswered as error:  # asked in a second session for what was answered in another
+            return self._abort(str(error), ())
+        return out + self._mask_after(out)
+
+    def _mask_after(self, out: list[Envelope]) -> list[Envelope]:
+        # An early input is masked in the same breath; redelivery must then repeat both steps' messages.
+        masked = self._mask()
+        if masked:
+            self._outbox = out + masked
+        return masked
+
+    def _take(self, event: Any, kind: type, seal: bytes | None = None) -> list[Envelope]:
+        step = self._rules.moves[type(self._state), kind]
+        before = (self._state, self._outbox, self._step, list(self._handled))
+        state, outbox = step(self._context, self._state, event)
+        answer = None
+        if isinstance(state, self._rules.ends):
+            answer = (self._identity, self.session.task, self.session.round)
+        if seal is not None:
+            self._handled.append(seal)
+        self._state = state
+        try:
+            sent = [self._envelope(SERVER, message, frame) for _, message, frame in outbox]
+            self._commit(sent, answer)
+        except BaseException:
+            self._state, self._outbox, self._step, self._handled = before
+            raise
+        return sent
+
+    def _abort(self, cause: str, culprits: tuple[str, ...]) -> list[Envelope]:
+        """Sticky: the secrets are dropped, later events have no effect."""
+        stage = self.stage
+        self._faults.append(Fault(culprits, stage, cause))
+        self._failed = Aborted(stage, cause, culprits, faults=self.faults)
+        self._state = self._rules.ends(())
+        self._pending, self._outbox, self._handled = None, [], []
+        try:
+            self._commit([])
+        except LocalError:  # a clone that fell behind: it has nothing to send anyway
+            pass
+        return [self._envelope(SERVER, self._rules.stop("client aborted"))]
+
+    def _check_unanswered(self) -> None:
+        last = self._journal.last_answered(self._identity, self.session.task)
+        if last >= self.session.round:
+            raise AlreadyAnswered(
+                f"round {self.session.round} of task {self.session.task!r} was already answered (up to round "
+                f"{last}): one update, one answer"
+            )
+
+    def _dump(self) -> bytes:
+        pending = None if self._pending is None else self._pending.tobytes()
+        failed = None if self._failed is None else _plain(self._failed)
+        outbox = [(e.to, e.body, bytes(e.frame)) for e in self._outbox]
+        return msgspec.msgpack.encode(
+            (self._step, self._state, outbox, self._handled, self._given, pending, self._faults, failed)
+        )
+
+    def _load(self, plain: bytes) -> None:
+        kind = tuple[
+            int, self._rules.states, list[tuple[str, bytes, bytes]], list[bytes], bool, bytes | None,
+            list[Fault], _PlainAborted | None,
+        ]  # type: ignore[name-defined]  # fmt: skip
+        step, state, outbox, handled, given, pending, faults, failed = msgspec.msgpack.decode(plain, type=kind)
+        self._step, self._state, self._handled, self._given = step, state, handled, given
+        self._outbox = [Envelope(self.session.hash, self.name, to, body, frame) for to, body, frame in outbox]
+        self._pending = None if pending is None else np.frombuffer(pending, self.session.ring.dtype).copy()
+        self._faults = faults
+        self._failed = None if failed is None else failed.aborted()
+
+
+class ServerMachine(_Machine[ServerRules]):
+    """The server of one session. Its running sum is its one mutable buffer: memory O(dim)."""
+
+    def __init__(
+        self, session: Session, rules: ServerRules, context: Any, state: State, journal: Journal | None,
+        snapshot: tuple[bytes, bytes] | None,
+    ) -> None:  # fmt: skip
+        super().__init__(session, SERVER, rules, context, state, journal)
+        self._awaited = set(range(len(session.names)))
+        self._gathered: dict[int, Any] = {}
+        self._dropped: dict[int, Fault] = {}
+        self._total: Vector | None = None
+        self._revealed = False
+        self._aggregate: Aggregate | None = None
+        if snapshot is None:
+            self._check_fresh()
+        else:
+            self._restore(*snapshot)
+
+    @property
+    def result(self) -> Aggregate | Aborted | None:
+        """None until the end; then the sum, or why there is none."""
+        return self._failed or self._aggregate
+
+    @property
+    def waiting_for(self) -> tuple[str, ...]:
+        """Clients whose message is still owed in this stage."""
+        return () if self.result is not None else tuple(self.session.names[i] for i in sorted(self._awaited))
+
+    def handle(self, event: Event) -> list[Envelope]:
+        """React to one event; returns what to send. A peer's fault is recorded, never raised."""
+        match event:
+            case Received(envelope):
+                return self._received(envelope)
+            case StageClosed(stage):
+                return self._close() if stage == self.stage and self.result is None else []
+            case _:
+                raise LocalError(f"event: a server takes Received and StageClosed, got {event!r}")
+
+    def _received(self, envelope: Envelope) -> list[Envelope]:
+        if envelope.to != SERVER:
+            raise LocalError(f"misrouted: to {envelope.to!r}, delivered to the server")
+        if self.result is not None:
+            return []
+        sender = self.session.positions.get(envelope.sender)
+        if sender is None:
+            self._faults.append(Fault((envelope.sender,), self.stage, "not in the cohort: ignored"))
+            return []
+        if sender not in self._awaited:
+            return []  # a duplicate, or a late message of a dropped client: discarded unread
+        if envelope.session != self.session.hash:
+            self._faults.append(
+                Fault((envelope.sender,), self.stage, "another session (other model, round or parameters)")
+            )
+            return []
+        try:
+            self._accept(sender, envelope)
+        except RemoteError as error:
+            self._lose(sender, error.cause)
+        return [] if self._awaited else self._close()
+
+    def _accept(self, sender: int, envelope: Envelope) -> None:
+        message = self._rules.codec.decode(envelope.body, self._rules.limit(self.session))
+        if isinstance(message, self._rules.stop):
+            raise RemoteError("stopped by itself")
+        kind = type(message)
+        accept = self._rules.moves.get((type(self._state), kind))
+        if accept is None:
+            stages = list(self._rules.stages)
+            home = next(stages.index(state) for state, wanted in self._rules.moves if wanted is kind)
+            if home < stages.index(type(self._state)):
+                return  # repeated or delayed from an earlier stage: no fault of the sender
+            raise RemoteError(f"{kind.__name__} is not expected at stage {self.stage!r}")
+        if len(envelope.frame) and kind is not self._rules.adds:
+            raise RemoteError("a frame where none belongs")
+        accept(self._context, self._state, sender, message, envelope.frame)
+        if kind is self._rules.adds:
+            if self._total is None:
+                self._total = self.session.ring.zeros(self.session.dim)
+            self.session.ring.add_packed(self._total, envelope.frame)
+        self._gathered[sender] = message
+        self._awaited.discard(sender)
+
+    def _lose(self, sender: int, cause: str) -> None:
+        """Stop waiting for a client: dropped if its vector is not in the sum, else only named."""
+        fault = Fault((self.session.names[sender],), self.stage, cause)
+        self._faults.append(fault)
+        self._awaited.discard(sender)
+        if not self._included(sender):
+            self._dropped[sender] = fault
+
+    def _included(self, sender: int) -> bool:
+        return sender in getattr(self._state, "included", ())
+
+    def _close(self) -> list[Envelope]:
+        before = (
+            self._state, self._gathered, set(self._awaited), dict(self._dropped), list(self._faults),
+            self._revealed, self._outbox, self._step,
+        )  # fmt: skip
+        for sender in sorted(self._awaited):
+            said = [f.cause for f in self._faults if f.culprits == (self.session.names[sender],)]
+            self._lose(sender, "silent" if not said else f"silent, and before: {said[-1]}")
+        try:
+            close = self._rules.closes[type(self._state)]
+            state, outbox, faults = close(self._context, self._state, self._gathered, self._total)
+        except Abort as abort:
+            self._faults.extend(abort.faults)
+            return self._abort(self.stage, abort.cause, abort.culprits)
+        self._faults.extend(faults)
+        gathered, self._gathered, self._state = self._gathered, {}, state
+        self._awaited = {to for to, _, _ in outbox}
+        for fault in faults:  # whom the step itself turned away
+            for sender in (self.session.positions[name] for name in fault.culprits):
+                if sender in gathered and sender not in self._awaited and not self._included(sender):
+                    self._dropped[sender] = fault
+        self._revealed = self._revealed or any(isinstance(m, self._rules.reveals) for _, m, _ in outbox)
+        if isinstance(state, self._rules.ends):
+            assert self._total is not None
+            self._aggregate = self._finish(self._total)
+            return []  # nothing is sent, so nothing need be committed first
+        names = self.session.names
+        sent = [self._envelope(names[to], message, frame) for to, message, frame in outbox]
+        try:
+            self._commit(sent)
+        except BaseException:
+            (self._state, self._gathered, self._awaited, self._dropped, self._faults,
+             self._revealed, self._outbox, self._step) = before  # fmt: skip
+            raise
+        return sent
+
+    def _finish(self, total: Vector) -> Aggregate:
+        names = self.session.names
+        included: tuple[int, ...] = self._state.included  # type: ignore[attr-defined]
+        return Aggregate(total, tuple(names[i] for i in included), self._named(), self.faults)
+
+    def _named(self) -> dict[str, Fault]:
+        return {self.session.names[i]: fault for i, fault in sorted(self._dropped.items())}
+
+    def _abort(self, stage: str, cause: str, culprits: tuple[str, ...]) -> list[Envelope]:
+        names = self.session.names
+        live = [i for i in range(len(names)) if i not in self._dropped]
+        self._faults.append(Fault(culprits, stage, cause))
+        self._failed = Aborted(stage, cause, culprits, self._revealed, self.faults, self._named())
+        self._state, self._gathered, self._total = self._rules.ends(()), {}, None
+        sent = [self._envelope(names[i], self._rules.stop(cause)) for i in live]
+        self._commit(sent)
+        return sent
+
+    def _dump(self) -> bytes:
+        failed = None if self._failed is None else _plain(self._failed)
+        outbox = [(e.to, e.body, bytes(e.frame)) for e in self._outbox]
+        return msgspec.msgpack.encode(
+            (
+                self._step, self._state, outbox, list(self._gathered.items()), sorted(self._awaited),
+                list(self._dropped.items()), self._faults, self._revealed,
+                None if self._total is None else self._total.tobytes(), failed,
+            )
+        )  # fmt: skip
+
+    def _load(self, plain: bytes) -> None:
+        message = self._rules.codec.union
+        kind = tuple[
+            int, self._rules.states, list[tuple[str, bytes, bytes]], list[tuple[int, message]], set[int],
+            list[tuple[int, Fault]], list[Fault], bool, bytes | None, _PlainAborted | None,
+        ]  # type: ignore[name-defined,valid-type]  # fmt: skip
+        (self._step, self._state, outbox, gathered, self._awaited, dropped, self._faults, self._revealed,
+         total, failed) = msgspec.msgpack.decode(plain, type=kind)  # fmt: skip
+        self._outbox = [Envelope(self.session.hash, SERVER, to, body, frame) for to, body, frame in outbox]
+        self._gathered, self._dropped = dict(gathered), dict(dropped)
+        if failed is not None:
+            self._failed = failed.aborted()
+        elif total is not None:
+            self._total = np.frombuffer(total, self.session.ring.dtype).copy()
+            if isinstance(self._state, self._rules.ends):
+                self._aggregate = self._finish(self._total)
+
+
+class _PlainAborted(msgspec.Struct, frozen=True):
+    """`Aborted` as plain data, for snapshots."""
+
+    stage: str
+    cause: str
+    culprits: tuple[str, ...]
+    revealed: bool
+    faults: tuple[Fault, ...]
+    dropped: dict[str, Fault]
+
+    def aborted(self) -> Aborted:
+        return Aborted(self.stage, self.cause, self.culprits, self.revealed, self.faults, self.dropped)
+
+
+def _plain(failed: Aborted) -> _PlainAborted:
+    return _PlainAborted(
+        failed.stage, failed.cause, failed.culprits, failed.revealed, failed.faults, failed.dropped
+    )

@@ -1,0 +1,947 @@
+"""SecAgg and SecAgg+: pairwise masks that cancel in the sum, one protocol over two graphs.
+
+SecAgg   Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning",
+         CCS 2017, Figure 4; its round numbers stand in the comments below.
+SecAgg+  Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead", CCS 2020,
+         Algorithm 2: the same rounds among the neighbours of a sparse random graph.
+
+Three threat models. `honest-but-curious`: Figure 4 without the parts it marks for the active adversary.
+`semi-malicious` (the server is honest while keys and graph are set) and `malicious` (never): keys are
+signed under the roster's identities, and nobody reveals a share before a quorum of the cohort has signed
+the hash of the whole survivor set (Round 3, ConsistencyCheck).
+
+Where this deviates from the papers, each beside its line below:
+- The parties' order is their place in the sorted roster; each knows the roster beforehand.
+- A client commits to its seed, and in the signed models to each share. The server uses no recovered
+  secret that does not match, so a leftover pad is never taken for a result.
+- In the honest-but-curious model too, all keys are bound to the session hash.
+
+What it does not protect against: an included client whose vector is a lie; what the sum itself tells;
+more corrupted or dropped clients than the session's parameters allow; a server that refuses service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from protocols.errors import Fault, LocalError, RemoteError
+from protocols.graph import Graph
+from protocols.machine import (
+    Abort,
+    ClientMachine,
+    ClientRules,
+    Input,
+    Outbox,
+    ServerMachine,
+    ServerRules,
+    Started,
+    State,
+)
+from protocols.session import Policy, Session
+from protocols.wire import Codec, Message, bitmap, members
+from secagg import box, keys, prg, shamir
+from secagg.invalid import Invalid
+from secagg.keys import AgreementKey, Identity
+from secagg.labels import Label, bind, digest
+from secagg.randomness import Rng, seeded
+from secagg.ring import Vector
+
+# ------------------------------------------------------------------------------------------ messages
+# Clients are named by their place in the sorted roster. Blobs are concatenations of pieces of fixed
+# length in ascending order of place: short on the wire, and with one encoding.
+
+
+class Advertise(Message, tag=1):
+    """Round 0, up: two fresh X25519 keys, signed in the signed models (else an empty signature)."""
+
+    session: bytes
+    channel: bytes
+    mask: bytes
+    signature: bytes
+
+
+class Roster(Message, tag=2):
+    """Round 0, down: the keys of the recipient's neighbours that advertised."""
+
+    graph_seed: bytes
+    present: bytes
+    advertised: list[Advertise]
+
+
+class Dealt(Message, tag=3):
+    """Round 1, up: a sealed box for each holder, a commitment to the seed and (signed) to each share."""
+
+    seed_commitment: bytes
+    boxes: bytes
+    commitments: bytes
+
+
+class Shares(Message, tag=4):
+    """Round 1, down: the boxes and commitments made for the recipient, and who dealt."""
+
+    dealers: bytes
+    boxes: bytes
+    commitments: bytes
+
+
+class Masked(Message, tag=5):
+    """Round 2, up; the masked vector is the frame beside it."""
+
+
+class Survivors(Message, tag=6):
+    """Round 2, down: the one question, who is in the sum."""
+
+    included: bytes
+
+
+class Signed(Message, tag=7):
+    """Round 3, up: a signature of the survivor set."""
+
+    signature: bytes
+
+
+class Quorum(Message, tag=8):
+    """Round 3, down: who signed, and the signatures."""
+
+    signers: bytes
+    signatures: bytes
+
+
+class Revealed(Message, tag=9):
+    """Round 4, up: for each dealer one share, of its seed or of its key, never both.
+
+    `missing` marks the dealers whose box did not open for this holder.
+    """
+
+    missing: bytes
+    shares: bytes
+
+
+class Stop(Message, tag=10):
+    """Either way: the sender has given up the session."""
+
+    cause: str
+
+
+_CODEC: Codec[Any] = Codec(
+    Advertise | Roster | Dealt | Shares | Masked | Survivors | Signed | Quorum | Revealed | Stop
+)
+
+COMMITMENT_BYTES = 32
+SALT_BYTES = 16
+_KINDS = (b"seed", b"key")  # the order of the two shares in a box
+
+
+def _opening_bytes(session: Session) -> int:
+    """A share as it is revealed: with its salt where shares are committed to."""
+    return shamir.SHARE_BYTES + (SALT_BYTES if session.signed else 0)
+
+
+def _box_bytes(session: Session) -> int:
+    return 2 * _opening_bytes(session) + box.OVERHEAD_BYTES
+
+
+def _pair_bytes(session: Session) -> int:
+    """Commitments to the two shares in one box; none in the honest-but-curious model."""
+    return 2 * COMMITMENT_BYTES if session.signed else 0
+
+
+def _limit_up(session: Session) -> int:
+    """No honest client's message is longer."""
+    holders = session.parameters.degree + 1
+    return 256 + len(session.names) + holders * (_box_bytes(session) + _pair_bytes(session))
+
+
+def _limit_down(session: Session) -> int:
+    """No honest server's message is longer."""
+    each = max(_box_bytes(session) + _pair_bytes(session), 4 * keys.KEY_BYTES + keys.SIGNATURE_BYTES)
+    quorum = len(session.names) * keys.SIGNATURE_BYTES if session.signed else 0
+    return 256 + len(session.names) + (session.parameters.degree + 1) * each + quorum
+
+
+# --------------------------------------------------------------------------- what both sides compute
+
+
+def _signed_keys(session: Session, advertised: Advertise) -> bytes:
+    return bind(Label.KEYS, session.hash, advertised.channel, advertised.mask)
+
+
+def _setup(session: Session, graph_seed: bytes) -> bytes:
+    return digest(Label.SETUP, session.hash, graph_seed)
+
+
+def _signed_survivors(setup: bytes, included: bytes) -> bytes:
+    """What is signed names the whole set, so a quorum means one set for everybody, and the graph."""
+    return digest(Label.SURVIVORS, setup, included)
+
+
+def _seed_commitment(session: Session, dealer: int, seed: bytes) -> bytes:
+    # No salt: the seed is 32 uniform bytes used for nothing else, so its hash hides it.
+    return digest(Label.SEED_COMMITMENT, session.hash, _place(dealer), seed)
+
+
+def _share_commitment(session: Session, dealer: int, holder: int, kind: bytes, opening: bytes) -> bytes:
+    return digest(Label.SHARE_COMMITMENT, session.hash, _place(dealer), _place(holder), kind, opening)
+
+
+def _associated(session: Session, dealer: int, holder: int) -> bytes:
+    return bind(Label.SHARES, session.hash, _place(dealer), _place(holder))
+
+
+def _stream_seed(session: Session, secret: bytes) -> bytes:
+    """The 16-byte AES key of a self mask, from the 32-byte seed that is shared."""
+    return keys.derive(secret, Label.SELF_MASK, session.hash, length=prg.SEED_BYTES)
+
+
+def _pair_seed(session: Session, own: AgreementKey, peer: bytes) -> bytes:
+    """The 16-byte AES key of a pairwise mask: KA.agree of the paper, then HKDF."""
+    return own.agree(peer, Label.MASK, session.hash, prg.SEED_BYTES)
+
+
+def _place(i: int) -> bytes:
+    return i.to_bytes(4, "big")
+
+
+def _pieces(what: str, blob: bytes, count: int, size: int) -> list[bytes]:
+    """Cut a blob into `count` pieces of `size` bytes, or `RemoteError`."""
+    if len(blob) != count * size:
+        raise RemoteError(f"{what}: expected {count} x {size} bytes, got {len(blob)}")
+    return [blob[i * size : (i + 1) * size] for i in range(count)]
+
+
+def _check_length(what: str, data: bytes, size: int) -> None:
+    if len(data) != size:
+        raise RemoteError(f"{what}: expected {size} bytes, got {len(data)}")
+
+
+def _check_advertised(session: Session, i: int, message: Advertise) -> None:
+    """A client's keys are well formed and, in the signed models, signed by its pinned identity."""
+    _check_length("signature", message.signature, keys.SIGNATURE_BYTES if session.signed else 0)
+    if message.session != session.hash:
+        raise RemoteError("another session: a different model, round or parameters")
+    try:
+        keys.check_agreement_public(message.channel)
+        keys.check_agreement_public(message.mask)
+        if session.signed:
+            keys.verify(session.identities[i], _signed_keys(session, message), message.signature)
+    except Invalid as error:
+        raise RemoteError(str(error)) from None
+    if message.channel == message.mask:
+        raise RemoteError("the same key for channel and mask")
+
+
+# ------------------------------------------------------------------------------------ client: states
+
+
+class AwaitStart(State):
+    """Nothing done yet."""
+
+
+class AwaitRoster(State):
+    """Round 0 sent. `entropy` is expanded into all later randomness of this client."""
+
+    channel: bytes
+    mask: bytes
+    seed: bytes
+    entropy: bytes
+
+
+class AwaitShares(State):
+    """Round 1 sent. `channels` are the AEAD keys by holder, `peers` the mask keys by neighbour."""
+
+    mask: bytes
+    seed: bytes
+    setup: bytes
+    channels: dict[int, bytes]
+    peers: dict[int, bytes]
+    own: bytes
+    neighbours: tuple[int, ...]
+
+
+class AwaitInput(State):
+    """Shares received. `held` maps a dealer to its two openings, empty where its box did not open.
+
+    `strangers` are the neighbours in the graph that dealt nothing, with whom no mask is shared.
+    """
+
+    mask: bytes
+    seed: bytes
+    setup: bytes
+    peers: dict[int, bytes]
+    held: dict[int, bytes]
+    strangers: tuple[int, ...]
+
+
+class AwaitSurvivors(State):
+    """Round 2 sent; mask key, seed and channel keys are gone."""
+
+    setup: bytes
+    held: dict[int, bytes]
+    strangers: tuple[int, ...]
+
+
+class AwaitQuorum(State):
+    """Round 3 sent: signed for `included` and for no other set, ever."""
+
+    setup: bytes
+    held: dict[int, bytes]
+    included: bytes
+
+
+class Finished(State):
+    """Answered, or given up: no secret is left."""
+
+    included: tuple[int, ...]
+
+
+# ------------------------------------------------------------------------------------- client: steps
+
+
+@dataclass(frozen=True)
+class ClientContext:
+    """What a client knows and never changes."""
+
+    session: Session
+    index: int
+    identity: Identity
+    policy: Policy
+    rng: Rng
+
+
+def advertise_keys(context: ClientContext, _: AwaitStart, __: Started) -> tuple[State, Outbox]:
+    """Round 0, AdvertiseKeys: two key pairs, and a signature in the signed models.
+
+    All secrets of the session are drawn here, once: later steps expand `entropy`, so that a restored
+    machine continues exactly as the lost one would have.
+    """
+    session = context.session
+    channel, mask = AgreementKey(context.rng(keys.KEY_BYTES)), AgreementKey(context.rng(keys.KEY_BYTES))
+    state = AwaitRoster(channel.secret, mask.secret, context.rng(32), context.rng(32))
+    message = Advertise(session.hash, channel.public, mask.public, b"")
+    if session.signed:
+        signature = context.identity.sign(_signed_keys(session, message))
+        message = Advertise(session.hash, channel.public, mask.public, signature)
+    return state, [(0, message, b"")]
+
+
+def share_keys(context: ClientContext, state: AwaitRoster, message: Roster) -> tuple[State, Outbox]:
+    """Round 1, ShareKeys: check the neighbours' keys, share mask key and seed among the holders."""
+    session, index, t = context.session, context.index, context.session.parameters.threshold
+    _check_length("graph seed", message.graph_seed, 0 if session.complete else 32)
+    graph = session.graph(message.graph_seed)
+    advertised = _read_roster(session, graph.neighbours(index), message)
+    holders = graph.holders(index)
+    points = {holder: place + 1 for place, holder in enumerate(holders)}
+    present = [h for h in holders if h in advertised or h == index]
+    if len(present) < t:
+        raise Abort(f"{len(present)} of {len(holders)} holders are left, the threshold is {t}")
+    own = AgreementKey(state.channel)
+    mine = (own.public, AgreementKey(state.mask).public)
+    for peer in advertised.values():
+        if peer.channel in mine or peer.mask in mine:
+            raise RemoteError("the server gave this client's own key to another")
+    channels = {
+        peer: own.agree(their.channel, Label.CHANNEL, session.hash) for peer, their in advertised.items()
+    }
+    # Randomness is bound to the message it answers: two clones of one state that were shown different
+    # rosters would otherwise encrypt two different plaintexts under one nonce.
+    rng = seeded(state.entropy, Label.STEP.value.encode(), _CODEC.encode(message))
+    seed_shares, key_shares = shamir.split((state.seed, state.mask), t, [points[h] for h in present], rng)
+    salt = (lambda: rng(SALT_BYTES)) if session.signed else (lambda: b"")
+    boxes, commitments, kept = [], [], b""
+    for holder, seed_share, key_share in zip(present, seed_shares, key_shares, strict=True):
+        pair = (seed_share + salt(), key_share + salt())
+        if session.signed:
+            commitments += [
+                _share_commitment(session, index, holder, kind, opening)
+                for kind, opening in zip(_KINDS, pair, strict=True)
+            ]
+        if holder == index:  # the complete graph: a client holds a share of its own, which is not sent
+            kept = b"".join(pair)
+        else:
+            plain = b"".join(pair)
+            boxes.append(box.seal(channels[holder], plain, _associated(session, index, holder), rng))
+    peers = {peer: their.mask for peer, their in advertised.items()}
+    setup = _setup(session, message.graph_seed)
+    dealt = Dealt(
+        _seed_commitment(session, index, state.seed), b"".join(boxes), b"".join(commitments)
+    )  # fmt: skip
+    neighbours = graph.neighbours(index)
+    after = AwaitShares(state.mask, state.seed, setup, channels, peers, kept, neighbours)
+    return after, [(0, dealt, b"")]
+
+
+def _read_roster(
+    session: Session, neighbours: tuple[int, ...], message: Roster
+) -> dict[int, Advertise]:  # fmt: skip
+    """Check everything a roster says. Only the server can have made a bad one: it checked these first."""
+    places = members(message.present, len(neighbours))
+    if len(places) != len(message.advertised):
+        raise RemoteError(f"roster: {len(places)} present, {len(message.advertised)} keys")
+    advertised = {neighbours[p]: keys for p, keys in zip(places, message.advertised, strict=True)}
+    seen: set[bytes] = set()
+    for peer, their in advertised.items():
+        _check_advertised(session, peer, their)
+        seen |= {their.channel, their.mask}
+    if len(seen) != 2 * len(advertised):  # Figure 4: "assert that all the public key pairs are different"
+        raise RemoteError("roster: a key occurs twice")
+    return advertised
+
+
+def open_shares(context: ClientContext, state: AwaitShares, message: Shares) -> tuple[State, Outbox]:
+    """End of Round 1: open what the dealers sealed for this client.
+
+    Figure 4 opens the boxes in Round 4; opening them now lets a client stop before it has masked
+    anything when too few open, as when the server told the halves of the cohort different sessions.
+    """
+    session, index, t = context.session, context.index, context.session.parameters.threshold
+    holders = sorted({*state.channels, *([index] if session.complete else [])})
+    dealers = [holders[p] for p in members(message.dealers, len(holders))]
+    if session.complete and index not in dealers:
+        raise RemoteError("shares: this client's own are not among them")
+    others = [d for d in dealers if d != index]
+    boxes = _pieces("shares", message.boxes, len(others), _box_bytes(session))
+    pairs = _pieces("commitments", message.commitments, len(others), _pair_bytes(session))
+    held = {index: state.own} if session.complete else {}
+    for dealer, sealed, pair in zip(others, boxes, pairs, strict=True):
+        held[dealer] = _open(session, state.channels[dealer], dealer, index, sealed, pair)
+    opened = sum(map(bool, held.values()))
+    if opened < t:
+        raise Abort(f"{opened} boxes of shares opened, the threshold is {t}")
+    peers = {dealer: state.peers[dealer] for dealer in others}
+    strangers = tuple(j for j in state.neighbours if j not in peers)
+    return AwaitInput(state.mask, state.seed, state.setup, peers, held, strangers), []
+
+
+def _open(session: Session, key: bytes, dealer: int, holder: int, sealed: bytes, pair: bytes) -> bytes:
+    """Both openings in a box, or nothing if it does not open or breaks its dealer's commitments.
+
+    A bad box does not stop the round: this holder reports it as missing, and the others' shares serve.
+    """
+    size = _opening_bytes(session)
+    try:
+        plain = box.unseal(key, sealed, _associated(session, dealer, holder))
+        for i, kind in enumerate(_KINDS):
+            opening = plain[i * size : (i + 1) * size]
+            shamir.check(opening[: shamir.SHARE_BYTES])
+            if session.signed:
+                promised = pair[i * COMMITMENT_BYTES : (i + 1) * COMMITMENT_BYTES]
+                if _share_commitment(session, dealer, holder, kind, opening) != promised:
+                    return b""
+    except Invalid:
+        return b""
+    return plain
+
+
+def mask_input(context: ClientContext, state: AwaitInput, event: Input) -> tuple[State, Outbox]:
+    """Round 2, MaskedInputCollection: y = x + PRG(b) + sum over v of sign(u, v) PRG(s_uv).
+
+    The sign is the paper's: plus if this client's place is below the peer's, else minus.
+    """
+    session, index = context.session, context.index
+    own = AgreementKey(state.mask)
+    add, subtract = [_stream_seed(session, state.seed)], []
+    for peer, public in state.peers.items():
+        (add if index < peer else subtract).append(_pair_seed(session, own, public))
+    vector = event.vector  # the machine's own copy: it is masked in place
+    prg.accumulate(session.ring, vector, add, subtract)
+    session.ring.reduce(vector)
+    after = AwaitSurvivors(state.setup, state.held, state.strangers)
+    return after, [(0, Masked(), session.ring.pack(vector))]
+
+
+def _check_survivors(context: ClientContext, state: AwaitSurvivors, message: Survivors) -> tuple[int, ...]:
+    """The minimums that a client enforces itself, whatever the server says."""
+    session, index = context.session, context.index
+    included = members(message.included, len(session.names))
+    if index not in included:
+        raise RemoteError("survivors: this client is not among them, and must not be asked")
+    least = max(session.min_included, context.policy.min_included)
+    if len(included) < least:
+        raise RemoteError(f"survivors: {len(included)} are too few, at least {least} must be included")
+    # An included neighbour that this client never masked with would leave a pad in the sum.
+    if not set(included).isdisjoint(state.strangers):
+        raise RemoteError("survivors: a neighbour among them never dealt shares to this client")
+    alive = len(set(included) & set(state.held))
+    if alive < session.parameters.threshold:
+        raise RemoteError(f"survivors: {alive} neighbours are below the threshold")
+    return included
+
+
+def reveal_unsigned(context: ClientContext, state: AwaitSurvivors, message: Survivors) -> tuple[State, Outbox]:
+    """Round 4, Unmasking, in the honest-but-curious model: no Round 3."""
+    included = _check_survivors(context, state, message)
+    return Finished(included), [(0, _reveal(context, state.held, included), b"")]
+
+
+def sign_survivors(context: ClientContext, state: AwaitSurvivors, message: Survivors) -> tuple[State, Outbox]:
+    """Round 3, ConsistencyCheck: sign the one survivor set this client will ever answer for."""
+    _check_survivors(context, state, message)
+    signature = context.identity.sign(_signed_survivors(state.setup, message.included))
+    return AwaitQuorum(state.setup, state.held, message.included), [(0, Signed(signature), b"")]
+
+
+def reveal(context: ClientContext, state: AwaitQuorum, message: Quorum) -> tuple[State, Outbox]:
+    """Round 4, Unmasking: only on more than (n + corrupted) / 2 signatures over that same set.
+
+    Figure 4 asks for t signatures of survivors. Two sets with that many signers each would share an
+    honest one, who signs once; here the count is over the cohort, so it holds for the sparse graph too.
+    """
+    session = context.session
+    included = members(state.included, len(session.names))
+    signers = members(message.signers, len(session.names))
+    signatures = _pieces("signatures", message.signatures, len(signers), keys.SIGNATURE_BYTES)
+    if len(signers) < session.parameters.quorum:
+        raise RemoteError(f"quorum: {len(signers)} signatures, {session.parameters.quorum} are needed")
+    if not set(signers) <= set(included):
+        raise RemoteError("quorum: a signer is not among the survivors")
+    statement = _signed_survivors(state.setup, state.included)
+    for signer, signature in zip(signers, signatures, strict=True):
+        try:
+            keys.verify(session.identities[signer], statement, signature)
+        except Invalid:
+            raise RemoteError("quorum: a signature over the survivor set does not verify") from None
+    return Finished(included), [(0, _reveal(context, state.held, included), b"")]
+
+
+def _reveal(context: ClientContext, held: Mapping[int, bytes], included: tuple[int, ...]) -> Revealed:
+    """The seed's share of an included dealer, the key's share of a dropped one: never both.
+
+    Which dealers are dropped is derived here from the one set; the server cannot say it.
+    """
+    size = _opening_bytes(context.session)
+    alive, shares, missing = set(included), [], []
+    dealers = sorted(held)
+    for place, dealer in enumerate(dealers):
+        if not held[dealer]:
+            missing.append(place)
+        elif dealer in alive:
+            shares.append(held[dealer][:size])
+        else:
+            shares.append(held[dealer][size:])
+    return Revealed(bitmap(missing, len(dealers)), b"".join(shares))
+
+
+# ------------------------------------------------------------------------------------ server: states
+
+
+class AwaitKeys(State):
+    """Round 0: gathering `Advertise`."""
+
+    graph_seed: bytes
+
+
+class AwaitDealings(State):
+    """Round 1: gathering `Dealt`."""
+
+    graph_seed: bytes
+    keys: dict[int, Advertise]
+
+
+class AwaitMasked(State):
+    """Round 2: gathering `Masked`, adding each vector to the running sum as it comes."""
+
+    graph_seed: bytes
+    advertised: set[int]
+    mask_keys: dict[int, bytes]
+    dealt: dict[int, Dealt]
+
+
+class AwaitSignatures(State):
+    """Round 3: gathering `Signed`. From here on `included` is frozen."""
+
+    graph_seed: bytes
+    advertised: set[int]
+    mask_keys: dict[int, bytes]
+    dealt: dict[int, Dealt]
+    included: tuple[int, ...]
+
+
+class AwaitReveals(State):
+    """Round 4: gathering `Revealed`."""
+
+    graph_seed: bytes
+    advertised: set[int]
+    mask_keys: dict[int, bytes]
+    dealt: dict[int, Dealt]
+    included: tuple[int, ...]
+
+
+# ------------------------------------------------------------------------------------- server: steps
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    """What a server knows and never changes."""
+
+    session: Session
+
+    def name(self, i: int) -> str:
+        return self.session.names[i]
+
+
+def accept_keys(context: ServerContext, _: AwaitKeys, sender: int, message: Advertise, __: Any) -> None:
+    """Round 0: a bad key or signature drops its sender before anyone shares with it."""
+    _check_advertised(context.session, sender, message)
+
+
+def publish_roster(
+    context: ServerContext, state: AwaitKeys, gathered: dict[int, Advertise], _: Any
+) -> tuple[State, Outbox, list[Fault]]:
+    """Round 0 closes: send every client its neighbours' keys."""
+    session, faults = context.session, []
+    owner: dict[bytes, int] = {}
+    for i in sorted(gathered):
+        for key in (gathered[i].channel, gathered[i].mask):
+            if owner.setdefault(key, i) != i:
+                pair = (context.name(owner[key]), context.name(i))
+                faults.append(Fault(pair, "keys", "both advertised the same key"))
+    bad = {session.positions[name] for fault in faults for name in fault.culprits}
+    present = {i: message for i, message in gathered.items() if i not in bad}
+    _check_enough(context, present, "advertised keys", faults)
+    graph, outbox = session.graph(state.graph_seed), []
+    for i in sorted(present):
+        neighbours = graph.neighbours(i)
+        there = [p for p, j in enumerate(neighbours) if j in present]
+        roster = Roster(
+            state.graph_seed, bitmap(there, len(neighbours)), [present[neighbours[p]] for p in there]
+        )  # fmt: skip
+        outbox.append((i, roster, b""))
+    return AwaitDealings(state.graph_seed, present), outbox, faults
+
+
+def accept_dealing(context: ServerContext, state: AwaitDealings, sender: int, message: Dealt, _: Any) -> None:
+    """Round 1: the right number of boxes and commitments; what is inside only the holders see."""
+    session = context.session
+    holders = _present_holders(session.graph(state.graph_seed), sender, state.keys)
+    others = len(holders) - (sender in holders)
+    _check_length("seed commitment", message.seed_commitment, COMMITMENT_BYTES)
+    _check_length("boxes", message.boxes, others * _box_bytes(session))
+    _check_length("commitments", message.commitments, len(holders) * _pair_bytes(session))
+
+
+def _present_holders(graph: Graph, dealer: int, present: Iterable[int]) -> list[int]:
+    there = present if isinstance(present, (set, dict)) else set(present)
+    return [h for h in graph.holders(dealer) if h in there]
+
+
+def forward_shares(
+    context: ServerContext, state: AwaitDealings, gathered: dict[int, Dealt], _: Any
+) -> tuple[State, Outbox, list[Fault]]:
+    """Round 1 closes: hand every client the boxes that were made for it."""
+    session = context.session
+    _check_enough(context, gathered, "dealt shares", [])
+    graph, box_size, pair_size = session.graph(state.graph_seed), _box_bytes(session), _pair_bytes(session)
+    held_by: dict[int, list[int]] = {i: _present_holders(graph, i, state.keys) for i in state.keys}
+    places = {i: {h: p for p, h in enumerate(held_by[i])} for i in gathered}
+    outbox: Outbox = []
+    for i in sorted(gathered):
+        dealers = [d for d in held_by[i] if d in gathered]
+        boxes, pairs = [], []
+        for d in dealers:
+            if d == i:
+                continue
+            place = places[d][i]
+            before = place - (d in places[d] and d < i)  # a dealer seals no box for itself
+            boxes.append(gathered[d].boxes[before * box_size : (before + 1) * box_size])
+            pairs.append(gathered[d].commitments[place * pair_size : (place + 1) * pair_size])
+        there = bitmap([p for p, d in enumerate(held_by[i]) if d in gathered], len(held_by[i]))
+        outbox.append((i, Shares(there, b"".join(boxes), b"".join(pairs)), b""))
+    mask_keys = {i: keys.mask for i, keys in state.keys.items() if i in gathered}
+    # The boxes are on their way and not needed again; commitments are, and of whom they are.
+    dealt = {
+        i: Dealt(message.seed_commitment, b"", message.commitments) for i, message in gathered.items()
+    }  # fmt: skip
+    return AwaitMasked(state.graph_seed, set(state.keys), mask_keys, dealt), outbox, []
+
+
+def accept_masked(context: ServerContext, _: AwaitMasked, __: int, ___: Masked, frame: Any) -> None:
+    """Round 2: only a whole, well-formed vector is added (by the machine) to the running sum."""
+    try:
+        context.session.ring.check_packed(frame, context.session.dim)
+    except Invalid as error:
+        raise RemoteError(str(error)) from None
+
+
+def ask_survivors(
+    context: ServerContext, state: AwaitMasked, gathered: dict[int, Masked], _: Any
+) -> tuple[State, Outbox, list[Fault]]:
+    """Round 2 closes: the included set is frozen, and everyone in it is asked the one question."""
+    session = context.session
+    _check_enough(context, gathered, "sent masked vectors", [])
+    included = tuple(sorted(gathered))
+    graph, alive = session.graph(state.graph_seed), set(included)
+    for dealer in state.dealt:  # before any share is revealed, see that all that will be needed can be
+        if not _needed(graph, dealer, alive):
+            continue
+        left = len(alive & set(graph.holders(dealer)))
+        if left < session.parameters.threshold:
+            raise Abort(
+                f"{left} holders of {context.name(dealer)}'s shares are left, the threshold is "
+                f"{session.parameters.threshold}"
+            )
+    question = Survivors(bitmap(included, len(session.names)))
+    outbox: Outbox = [(i, question, b"") for i in included]
+    following = AwaitSignatures if session.signed else AwaitReveals
+    return following(state.graph_seed, state.advertised, state.mask_keys, state.dealt, included), outbox, []
+
+
+def _needed(graph: Graph, dealer: int, alive: set[int]) -> bool:
+    """A survivor's seed is needed; a dropped client's key only if a survivor masked with it."""
+    return dealer in alive or not alive.isdisjoint(graph.neighbours(dealer))
+
+
+def accept_signature(
+    context: ServerContext, state: AwaitSignatures, sender: int, message: Signed, _: Any
+) -> None:
+    """Round 3: a survivor's signature over the set."""
+    session = context.session
+    included = bitmap(state.included, len(session.names))
+    statement = _signed_survivors(_setup(session, state.graph_seed), included)
+    try:
+        keys.verify(session.identities[sender], statement, message.signature)
+    except Invalid as error:
+        raise RemoteError(str(error)) from None
+
+
+def pass_quorum(
+    context: ServerContext, state: AwaitSignatures, gathered: dict[int, Signed], _: Any
+) -> tuple[State, Outbox, list[Fault]]:
+    """Round 3 closes: show every signer all signatures."""
+    quorum, n = context.session.parameters.quorum, len(context.session.names)
+    if len(gathered) < quorum:
+        raise Abort(f"{len(gathered)} signed the survivor set, {quorum} are needed")
+    signers = sorted(gathered)
+    shown = Quorum(bitmap(signers, n), b"".join(gathered[i].signature for i in signers))
+    following = AwaitReveals(
+        state.graph_seed, state.advertised, state.mask_keys, state.dealt, state.included
+    )
+    return following, [(i, shown, b"") for i in signers], []
+
+
+def accept_reveal(
+    context: ServerContext, state: AwaitReveals, sender: int, message: Revealed, _: Any
+) -> None:
+    """Round 4: the right number of shares; `unmask` checks each against its commitment."""
+    _read_reveal(context, state, sender, message)
+
+
+def _read_reveal(
+    context: ServerContext, state: AwaitReveals, holder: int, message: Revealed
+) -> tuple[dict[int, bytes], list[int]]:
+    """Dealer -> opening, and the dealers whose box this holder says did not open."""
+    graph = context.session.graph(state.graph_seed)
+    dealers = [d for d in graph.holders(holder) if d in state.dealt]
+    places = set(members(message.missing, len(dealers)))
+    missing = [d for p, d in enumerate(dealers) if p in places]
+    given = [d for p, d in enumerate(dealers) if p not in places]
+    size = _opening_bytes(context.session)
+    return dict(zip(given, _pieces("revealed", message.shares, len(given), size), strict=True)), missing
+
+
+def unmask(
+    context: ServerContext, state: AwaitReveals, gathered: dict[int, Revealed], total: Vector
+) -> tuple[State, Outbox, list[Fault]]:
+    """Round 4 closes: recover seeds and keys, check each, take the pads out of the sum."""
+    session, graph = context.session, context.session.graph(state.graph_seed)
+    included = set(state.included)
+    openings, faults = _sort_reveals(context, state, graph, gathered)
+    wanted = [d for d in sorted(state.dealt) if _needed(graph, d, included)]
+    secrets = _recover(context, graph, wanted, openings, faults)
+    add, subtract = [], []
+    for dealer in wanted:
+        if dealer in included:
+            seed = secrets[dealer]
+            if _seed_commitment(session, dealer, seed) != state.dealt[dealer].seed_commitment:
+                raise _blamed(context, dealer, "seed", faults)
+            subtract.append(_stream_seed(session, seed))
+            continue
+        recovered = AgreementKey(secrets[dealer])
+        if recovered.public != state.mask_keys[dealer]:
+            raise _blamed(context, dealer, "mask key", faults)
+        for peer in graph.neighbours(dealer):
+            if peer in included:
+                seed = _pair_seed(session, recovered, state.mask_keys[peer])
+                # The survivor's own sign, undone: it added where its place is the lower one.
+                (subtract if peer < dealer else add).append(seed)
+    prg.accumulate(session.ring, total, add, subtract)
+    session.ring.reduce(total)
+    return Finished(state.included), [], faults
+
+
+def _sort_reveals(
+    context: ServerContext, state: AwaitReveals, graph: Graph, gathered: dict[int, Revealed]
+) -> tuple[dict[int, dict[int, bytes]], list[Fault]]:
+    """Dealer -> holder -> share, each checked: blame for a bad one falls on holder or dealer alone."""
+    session, included = context.session, set(state.included)
+    openings: dict[int, dict[int, bytes]] = {d: {} for d in state.dealt}
+    faults: list[Fault] = []
+    for holder in sorted(gathered):
+        given, missing = _read_reveal(context, state, holder, gathered[holder])
+        for dealer in missing:
+            pair = (context.name(dealer), context.name(holder))
+            faults.append(Fault(pair, "reveals", "disputed share: one sealed it badly or the other lies"))
+        for dealer, opening in given.items():
+            kind = 0 if dealer in included else 1
+            if session.signed and not _kept_promise(session, state, graph, dealer, holder, kind, opening):
+                cause = f"its share of {context.name(dealer)}'s secret breaks the commitment: ignored"
+                faults.append(Fault((context.name(holder),), "reveals", cause))
+                continue
+            try:
+                shamir.check(opening[: shamir.SHARE_BYTES])
+            except Invalid as error:  # the dealer committed to it, if there are commitments
+                culprit = dealer if session.signed else holder
+                faults.append(Fault((context.name(culprit),), "reveals", f"{error}: ignored"))
+                continue
+            openings[dealer][holder] = opening[: shamir.SHARE_BYTES]
+    return openings, faults
+
+
+def _kept_promise(
+    session: Session, state: AwaitReveals, graph: Graph, dealer: int, holder: int, kind: int, opening: bytes
+) -> bool:
+    """Whether an opening is what its dealer committed to when the shares were dealt."""
+    holders = _present_holders(graph, dealer, state.advertised)
+    start = (2 * holders.index(holder) + kind) * COMMITMENT_BYTES
+    promised = state.dealt[dealer].commitments[start : start + COMMITMENT_BYTES]
+    return _share_commitment(session, dealer, holder, _KINDS[kind], opening) == promised
+
+
+_BATCH = 64  # secrets combined at a time, which bounds the memory of their shares as floats
+
+
+def _recover(
+    context: ServerContext, graph: Graph, wanted: list[int], openings: dict[int, dict[int, bytes]],
+    faults: list[Fault],
+) -> dict[int, bytes]:  # fmt: skip
+    """Each wanted dealer's secret from the first t good shares; one set of coefficients a holder set."""
+    t = context.session.parameters.threshold
+    groups: dict[tuple[int, ...], list[tuple[int, list[bytes]]]] = {}
+    for dealer in wanted:
+        good = openings[dealer]
+        if len(good) < t:
+            cause = f"{len(good)} good shares of {context.name(dealer)}'s secret came, {t} are needed"
+            raise Abort(cause, (), tuple(faults))
+        places = {h: p for p, h in enumerate(graph.holders(dealer))}
+        chosen = sorted(good)[:t]
+        points = tuple(places[h] + 1 for h in chosen)
+        groups.setdefault(points, []).append((dealer, [good[h] for h in chosen]))
+    secrets: dict[int, bytes] = {}
+    for points, rows in groups.items():
+        for first in range(0, len(rows), _BATCH):
+            batch = rows[first : first + _BATCH]
+            try:
+                combined = shamir.combine([row for _, row in batch], points)
+            except Invalid:
+                combined = [_combine_alone(context, dealer, row, points, faults) for dealer, row in batch]
+            secrets |= {dealer: secret for (dealer, _), secret in zip(batch, combined, strict=True)}
+    return secrets
+
+
+def _combine_alone(
+    context: ServerContext, dealer: int, row: list[bytes], points: tuple[int, ...], faults: list[Fault]
+) -> bytes:
+    try:
+        return shamir.combine([row], points)[0]
+    except Invalid:
+        raise _blamed(context, dealer, "secret", faults) from None
+
+
+def _blamed(context: ServerContext, dealer: int, what: str, faults: list[Fault]) -> Abort:
+    """Shares that were all committed to and do not fit are their dealer's doing."""
+    if context.session.signed:
+        cause = f"the committed shares of {context.name(dealer)} do not give the {what} it announced"
+        return Abort(cause, (context.name(dealer),), tuple(faults))
+    cause = f"the shares of {context.name(dealer)}'s {what} do not fit: somebody's are wrong"
+    return Abort(cause, (), tuple(faults))
+
+
+def _check_enough(
+    context: ServerContext, present: Mapping[int, Any], did: str, faults: list[Fault]
+) -> None:
+    least = context.session.min_included
+    if len(present) < least:
+        raise Abort(f"{len(present)} clients {did}, at least {least} must be included", (), tuple(faults))
+
+
+# --------------------------------------------------------------------------------------- legal moves
+
+_CLIENT_MOVES: dict[tuple[type, type], Callable[..., Any]] = {
+    (AwaitStart, Started): advertise_keys,
+    (AwaitRoster, Roster): share_keys,
+    (AwaitShares, Shares): open_shares,
+    (AwaitInput, Input): mask_input,
+}
+CLIENT_MOVES = {
+    False: _CLIENT_MOVES | {(AwaitSurvivors, Survivors): reveal_unsigned},
+    True: _CLIENT_MOVES | {(AwaitSurvivors, Survivors): sign_survivors, (AwaitQuorum, Quorum): reveal},
+}
+"""Whether the model is signed -> what a client may do."""
+
+SERVER_MOVES: dict[tuple[type, type], Callable[..., None]] = {
+    (AwaitKeys, Advertise): accept_keys,
+    (AwaitDealings, Dealt): accept_dealing,
+    (AwaitMasked, Masked): accept_masked,
+    (AwaitSignatures, Signed): accept_signature,
+    (AwaitReveals, Revealed): accept_reveal,
+}
+SERVER_CLOSES: dict[type, Callable[..., Any]] = {
+    AwaitKeys: publish_roster,
+    AwaitDealings: forward_shares,
+    AwaitMasked: ask_survivors,
+    AwaitSignatures: pass_quorum,
+    AwaitReveals: unmask,
+}
+
+_CLIENT_STAGES = {
+    AwaitStart: "start", AwaitRoster: "roster", AwaitShares: "shares", AwaitInput: "input",
+    AwaitSurvivors: "survivors", AwaitQuorum: "quorum", Finished: "finished",
+}  # fmt: skip
+_SERVER_STAGES = {
+    AwaitKeys: "keys", AwaitDealings: "shares", AwaitMasked: "masked", AwaitSignatures: "signatures",
+    AwaitReveals: "reveals", Finished: "finished",
+}  # fmt: skip
+
+_CLIENT_RULES = {
+    signed: ClientRules(
+        moves, _CLIENT_STAGES, _CODEC,
+        AwaitStart | AwaitRoster | AwaitShares | AwaitInput | AwaitSurvivors | AwaitQuorum | Finished,
+        Stop, _limit_down, Finished,
+    )
+    for signed, moves in CLIENT_MOVES.items()
+}  # fmt: skip
+
+
+def _server_rules(signed: bool) -> ServerRules:
+    return ServerRules(
+        SERVER_MOVES, SERVER_CLOSES, _SERVER_STAGES, _CODEC,
+        AwaitKeys | AwaitDealings | AwaitMasked | AwaitSignatures | AwaitReveals | Finished,
+        Stop, _limit_up, Masked, Quorum if signed else Survivors, Finished,
+    )  # fmt: skip
+
+
+def client(
+    session: Session, name: str, identity: Identity, policy: Policy, rng: Rng, journal: Any,
+    snapshot: tuple[bytes, bytes] | None = None,
+) -> ClientMachine:  # fmt: skip
+    """A client machine; see `Session.client`."""
+    index = session.positions.get(name)
+    if index is None:
+        raise LocalError(f"client: {name!r} is not in the roster")
+    if session.identities[index] != identity.public:
+        raise LocalError(f"client: the roster has another identity for {name!r}")
+    policy.check(session)
+    context = ClientContext(session, index, identity, policy, rng)
+    rules = _CLIENT_RULES[session.signed]
+    return ClientMachine(session, name, rules, context, AwaitStart(), identity.public, journal, snapshot)
+
+
+def server(
+    session: Session, rng: Rng, journal: Any, snapshot: tuple[bytes, bytes] | None = None
+) -> ServerMachine:
+    """The server machine; see `Session.server`."""
+    seed = b"" if session.complete else rng(32)
+    context, rules = ServerContext(session), _server_rules(session.signed)
+    return ServerMachine(session, rules, context, AwaitKeys(seed), journal, snapshot)

@@ -1,0 +1,249 @@
+"""What all parties of one round agree on, and its hash.
+
+A `Session` is public. Each party builds its own from what it already knows (the roster it was given out
+of band, the model it will train on, the round it expects), never from what the server says; the hash
+goes into every key derivation, signature and sealed box, so parties that disagree about anything here
+cannot complete a step together.
+
+A `Policy` is what one client insists on, whatever a session says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from protocols.errors import Infeasible, LocalError
+from protocols.graph import HONEST_BUT_CURIOUS, SECAGG, THREAT_MODELS, Graph, Parameters, graph, parameters
+from protocols.wire import SESSION_BYTES, check_name
+from secagg import keys
+from secagg.invalid import Invalid
+from secagg.labels import VERSION, Label, digest
+from secagg.randomness import Rng, system
+from secagg.ring import Ring, Vector
+
+if TYPE_CHECKING:
+    from protocols.journal import Journal
+    from protocols.machine import ClientMachine, ServerMachine
+
+# Which file holds a protocol: loaded when a session is run, so that this file knows no protocol.
+_HOMES = {"secagg": "protocols.pairwise", "secagg+": "protocols.pairwise"}
+
+MAX_DIM = 1 << 40
+MODEL_HASH_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A client's own floor: a session below it is refused before a key is made.
+
+    `min_cohort` clients in the roster, `min_included` in the sum, `min_corrupted` the least fraction of
+    corrupted clients that the session must withstand, `threat_models` those accepted.
+    """
+
+    min_cohort: int = 3
+    min_included: int = 3
+    min_corrupted: float = 0.0
+    threat_models: tuple[str, ...] = THREAT_MODELS
+
+    def check(self, session: Session) -> None:
+        """Raise `LocalError` if the session is below this floor."""
+        found: Sequence[tuple[str, float, float]] = (
+            ("cohort", len(session.names), self.min_cohort),
+            ("corrupted fraction withstood", session.corrupted, self.min_corrupted),
+        )
+        for what, value, floor in found:
+            if value < floor:
+                raise LocalError(f"policy: {what} must be at least {floor}, the session has {value}")
+        if session.threat_model not in self.threat_models:
+            raise LocalError(
+                f"policy: threat model must be one of {', '.join(self.threat_models)}; "
+                f"the session has {session.threat_model}"
+            )
+
+
+class Session:
+    """One round's public agreement.
+
+    roster        client name -> Ed25519 public identity (32 bytes); order does not matter
+    dim           entries of a vector
+    bound         every entry is an integer from 0 to bound - 1
+    protocol      "secagg" or "secagg+"
+    threat_model  "honest-but-curious", "semi-malicious" or "malicious"
+    corrupted     fraction gamma of the cohort that may collude with the server
+    dropout       fraction delta of the cohort that may vanish
+    task, round, attempt
+                  which training run, which round of it, which try of that round
+    model_hash    32 bytes: what this party computed over the model it will train on (`hash_model`)
+    bits          width of the ring; by default the least that holds the sum of all clients
+    min_included  fewest clients in a sum; by default, and at least, what the parameter finder demands
+    degree, threshold
+                  an expert's choice instead of the finder's, checked by the same rules
+
+    Raises `LocalError` for impossible input and `Infeasible` where no parameters meet the demands.
+    """
+
+    def __init__(
+        self, roster: Mapping[str, bytes], dim: int, bound: int, *, protocol: str = SECAGG,
+        threat_model: str = HONEST_BUT_CURIOUS, corrupted: float = 0.1, dropout: float = 0.1,
+        task: str = "", round: int = 0, attempt: int = 0, model_hash: bytes = bytes(MODEL_HASH_BYTES),
+        bits: int | None = None, min_included: int | None = None,
+        degree: int | None = None, threshold: int | None = None,
+    ) -> None:  # fmt: skip
+        for name in roster:
+            check_name(name)
+        self.names: tuple[str, ...] = tuple(sorted(roster))
+        self.identities: tuple[bytes, ...] = tuple(bytes(roster[name]) for name in self.names)
+        for name, identity in zip(self.names, self.identities, strict=True):
+            try:
+                keys.check_identity(identity)
+            except Invalid as error:
+                raise LocalError(f"roster: {name!r}: {error}") from None
+        if len(set(self.identities)) != len(self.identities):
+            raise LocalError("roster: two clients have the same identity")
+        n = len(self.names)
+        self.dim = _integer("dim", dim, 1, MAX_DIM)
+        self.bound = _integer("bound", bound, 2, 1 << 64)
+        self.round = _integer("round", round, 0, (1 << 63) - 1)
+        self.attempt = _integer("attempt", attempt, 0, (1 << 63) - 1)
+        if not isinstance(task, str) or len(task.encode()) > 255:
+            raise LocalError("task: expected a string of at most 255 bytes")
+        if not isinstance(model_hash, bytes) or len(model_hash) != MODEL_HASH_BYTES:
+            raise LocalError(f"model_hash: expected {MODEL_HASH_BYTES} bytes")
+        self.task, self.model_hash = task, model_hash
+        self.protocol, self.threat_model = protocol, threat_model
+        self.corrupted, self.dropout = corrupted, dropout
+        self.parameters: Parameters = parameters(
+            n, corrupted, dropout, protocol, threat_model, degree=degree, threshold=threshold
+        )
+        least = self.parameters.min_included
+        self.min_included = least if min_included is None else _integer("min_included", min_included, least, n)
+        needed = (n * (self.bound - 1)).bit_length()
+        if bits is None:
+            bits = max(8, needed)
+        if needed > 64 or bits < needed:
+            raise Infeasible(
+                f"bound {self.bound} for {n} clients needs {needed} bits, so that no sum can wrap; "
+                f"{min(bits, 64)} are available: lower the bound or split the cohort"
+            )
+        try:
+            self.ring = Ring(bits)
+        except ValueError as error:
+            raise LocalError(str(error)) from None
+
+    @property
+    def signed(self) -> bool:
+        """Whether keys and survivor sets are signed: in all models but honest-but-curious."""
+        return self.parameters.quorum > 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether everybody masks with everybody."""
+        return self.parameters.degree == len(self.names) - 1
+
+    @cached_property
+    def hash(self) -> bytes:
+        """SHA-256 over the version and every field: 32 bytes."""
+        p = self.parameters
+        fields = (
+            VERSION, self.protocol, self.threat_model, self.task, self.round, self.attempt, self.model_hash,
+            self.names, self.identities, self.dim, self.bound, self.ring.bits, "exact",
+            p.degree, p.threshold, p.corrupted, p.dropped, p.quorum, self.min_included,
+        )  # fmt: skip
+        hashed = digest(Label.SESSION, msgspec.msgpack.encode(fields))
+        assert len(hashed) == SESSION_BYTES
+        return hashed
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Name -> place in the sorted roster."""
+        return {name: i for i, name in enumerate(self.names)}
+
+    def graph(self, seed: bytes) -> Graph:
+        """The cohort's graph; `seed` (public, 32 bytes) matters only where it is sparse."""
+        return graph(len(self.names), self.parameters.degree, seed)
+
+    def vector(self, values: Any) -> Vector:
+        """A client's input as a new vector in the ring's dtype.
+
+        Raises `LocalError` unless `values` are `dim` integers from 0 to bound - 1.
+        """
+        array = np.asarray(values)
+        if array.shape != (self.dim,):
+            raise LocalError(f"input: expected {self.dim} entries in one dimension, got shape {array.shape}")
+        if array.dtype.kind not in "iu":
+            raise LocalError(f"input: expected integers, got {array.dtype}; quantise floats first")
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= self.bound:
+            raise LocalError(f"input: expected entries from 0 to {self.bound - 1}, got {low} to {high}")
+        return array.astype(self.ring.dtype)
+
+    def server(self, *, rng: Rng = system, journal: Journal | None = None) -> ServerMachine:
+        """A new server for this session."""
+        machine: ServerMachine = self._home().server(self, rng, journal)
+        return machine
+
+    def client(
+        self, name: str, identity: keys.Identity, *, policy: Policy | None = None, rng: Rng = system,
+        journal: Journal | None = None,
+    ) -> ClientMachine:  # fmt: skip
+        """A new client for this session.
+
+        Pass the same `journal` in every session of an identity: it is what makes "one update, one
+        answer" hold across sessions and restarts. Raises `LocalError` if the identity is not the
+        roster's, the session is below `policy`, or the journal says the round was answered.
+        """
+        machine: ClientMachine = self._home().client(self, name, identity, policy or Policy(), rng, journal)
+        return machine
+
+    def restore_server(self, snapshot: bytes, key: bytes, journal: Journal) -> ServerMachine:
+        """The server that made `snapshot`, exactly where it was."""
+        machine: ServerMachine = self._home().server(self, system, journal, (snapshot, key))
+        return machine
+
+    def restore_client(
+        self, name: str, identity: keys.Identity, snapshot: bytes, key: bytes, journal: Journal, *,
+        policy: Policy | None = None,
+    ) -> ClientMachine:  # fmt: skip
+        """The client that made `snapshot`, exactly where it was.
+
+        Raises `LocalError` if the snapshot is not of this session and client, does not open under `key`,
+        or is older than its journal (an old state would use a mask twice).
+        """
+        made: Callable[..., ClientMachine] = self._home().client
+        return made(self, name, identity, policy or Policy(), system, journal, (snapshot, key))
+
+    def _home(self) -> Any:
+        return import_module(_HOMES[self.protocol])
+
+    def __repr__(self) -> str:
+        p = self.parameters
+        return (
+            f"Session({self.protocol}, {self.threat_model}, n={len(self.names)}, k={p.degree}, t={p.threshold}, "
+            f"dim={self.dim}, bits={self.ring.bits}, round={self.round}, {self.hash.hex()[:16]}…)"
+        )
+
+
+def hash_model(*arrays: Any) -> bytes:
+    """SHA-256 over a model: dtype, shape and bytes of each array, in order. 32 bytes."""
+    parts: list[bytes] = []
+    for array in arrays:
+        array = np.asarray(array)
+        if array.dtype.hasobject:
+            raise LocalError("hash_model: expected arrays of numbers, got objects")
+        parts += [array.dtype.str.encode(), str(array.shape).encode(), np.ascontiguousarray(array).tobytes()]
+    return digest(Label.MODEL, *parts)
+
+
+def _integer(name: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise LocalError(f"{name}: expected an integer, got {value!r}")
+    if not low <= value <= high:
+        raise LocalError(f"{name}: expected {low} to {high}, got {value}")
+    return int(value)

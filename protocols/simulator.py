@@ -1,0 +1,373 @@
+"""A whole session in memory: every party real, faults on demand, costs counted.
+
+The parties are the real machines, driven through the same four events that a transport uses; the
+simulator knows no protocol. One seed reproduces everything, keys included, so a simulation is for
+learning, testing and measuring, never for data that must stay secret from whoever knows the seed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from protocols.errors import Aborted, LocalError
+from protocols.journal import MemoryJournal
+from protocols.machine import (
+    Aggregate,
+    Answered,
+    ClientMachine,
+    Input,
+    Received,
+    ServerMachine,
+    StageClosed,
+    Started,
+)
+from protocols.session import Session
+from protocols.wire import SERVER, Envelope
+from secagg.keys import Identity
+from secagg.randomness import Rng, seeded
+from secagg.ring import Vector
+
+STAGES = ("keys", "shares", "masked", "signatures", "reveals")
+"""What clients send, in order; an honest-but-curious session has no signatures."""
+
+Link = Literal["up", "down"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The client vanishes for good, `before` it sends its message of a stage or `after`."""
+
+    before: str | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """The client's message of this stage arrives after the stage has closed."""
+
+    stage: str
+    link: Link = "up"
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """The message of this stage arrives twice."""
+
+    stage: str
+    link: Link = "up"
+
+
+@dataclass(frozen=True, slots=True)
+class Reorder:
+    """The client's message of this stage arrives after everybody else's."""
+
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Corrupt:
+    """One bit of the message of this stage is flipped: bit `bit`, modulo its length."""
+
+    stage: str
+    bit: int = 0
+    link: Link = "up"
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The client's message of `stage` arrives once more in stage `at`."""
+
+    stage: str
+    at: str
+
+
+NetworkFault = Drop | Delay | Duplicate | Reorder | Corrupt | Replay
+
+
+@dataclass(slots=True)
+class Cost:
+    """What a party spent in one stage."""
+
+    cpu_seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One line of the transcript: what anyone on the network sees."""
+
+    stage: str
+    sender: str
+    to: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What happened. `print` it for a table.
+
+    result      the server's `Aggregate` or `Aborted`
+    clients     each client's `Answered`, `Aborted` or None (it never came to an end)
+    costs       party -> stage -> `Cost`; the server is "server"
+    transcript  the public messages in order, if asked for
+    seed        reproduces all of it
+    """
+
+    session: Session
+    result: Aggregate | Aborted
+    clients: dict[str, Answered | Aborted | None]
+    costs: dict[str, dict[str, Cost]]
+    transcript: list[Sent]
+    seed: int
+    seconds: float
+    call: str = field(repr=False)
+
+    @property
+    def sum(self) -> Vector:
+        """The sum; raises the `Aborted` if there is none."""
+        return self.result.sum
+
+    def rows(self) -> list[tuple[str, float, float, int, int, float]]:
+        """By stage: mean and greatest client CPU seconds, mean client bytes up and down, server CPU seconds."""
+        rows = []
+        for stage in STAGES:
+            theirs = [c[stage] for name, c in self.costs.items() if name != SERVER and stage in c]
+            if not theirs:
+                continue
+            cpu = [c.cpu_seconds for c in theirs]
+            server = self.costs[SERVER].get(stage, Cost())
+            rows.append(
+                (
+                    stage, sum(cpu) / len(cpu), max(cpu), sum(c.bytes_up for c in theirs) // len(theirs),
+                    sum(c.bytes_down for c in theirs) // len(theirs), server.cpu_seconds,
+                )
+            )  # fmt: skip
+        return rows
+
+    def __str__(self) -> str:
+        head = f"{'stage':<11}{'client ms':>10}{'max ms':>9}{'bytes up':>11}{'bytes down':>12}{'server ms':>11}"
+        lines = [repr(self.session), head]
+        for stage, mean, most, up, down, server in self.rows():
+            lines.append(
+                f"{stage:<11}{mean * 1e3:>10.2f}{most * 1e3:>9.2f}{up:>11,}{down:>12,}{server * 1e3:>11.2f}"
+            )
+        if isinstance(self.result, Aborted):
+            lines.append(str(self.result))
+            gone = self.result.dropped
+        else:
+            lines.append(f"the exact sum of {len(self.result.included)} of {len(self.session.names)} clients")
+            gone = self.result.dropped
+        lines += [f"  dropped {name}: {fault.cause} at {fault.stage}" for name, fault in gone.items()]
+        return "\n".join(lines)
+
+
+Schedule = Mapping[str, NetworkFault | Sequence[NetworkFault]]
+
+
+def simulate(
+    vectors: Mapping[str, Any] | int, *, bound: int, dim: int | None = None,
+    drop: Mapping[str, str] | None = None, faults: Schedule | None = None, seed: int = 0,
+    transcript: bool = False, on_event: Callable[[str, int, int], None] | None = None, **agreed: Any,
+) -> Simulation:  # fmt: skip
+    """Run one session in memory.
+
+    vectors     name -> vector, or a number of clients, who get random vectors of `dim` entries
+    bound       entries are below it
+    drop        name -> the stage in which the client no longer sends: short for `Drop(before=stage)`
+    faults      name -> a fault or several
+    seed        reproduces keys, vectors and all other randomness
+    transcript  keep the list of public messages
+    on_event    called with (stage, messages delivered, messages expected), for a progress bar
+    agreed      what else `Session` takes: protocol, threat_model, dropout, round ...
+    """
+    rng = seeded(b"simulate", seed.to_bytes(16, "big", signed=True))
+    if isinstance(vectors, int):
+        if isinstance(vectors, bool) or vectors < 1 or dim is None:
+            raise LocalError("vectors: a number of clients needs to be positive and to come with dim")
+        width = len(str(vectors - 1))
+        # Spread over the whole range, so that a wrap could not go unnoticed.
+        named: Mapping[str, Any] = {
+            f"client-{i:0{width}}": _random_vector(rng, dim, bound) for i in range(vectors)
+        }
+    else:
+        named = vectors
+        dim = len(next(iter(vectors.values()), ())) if dim is None else dim
+    call = _call(vectors, bound, dim, drop, faults, seed, agreed)
+    identities = {name: Identity.generate(rng) for name in named}
+    session = Session({name: i.public for name, i in identities.items()}, dim, bound, **agreed)
+    schedule = _schedule(session, drop, faults)
+    clients = {
+        name: session.client(name, identities[name], rng=seeded(rng(32)), journal=MemoryJournal())
+        for name in session.names
+    }
+    run = _Run(session.server(rng=rng), clients, schedule, on_event, [] if transcript else None)
+    start = time.perf_counter()
+    result = run.all(named)
+    return Simulation(
+        session, result, {name: c.result for name, c in clients.items()}, run.costs, run.transcript or [],
+        seed, time.perf_counter() - start, call,
+    )  # fmt: skip
+
+
+def _random_vector(rng: Rng, dim: int, bound: int) -> Vector:
+    words: Vector = np.frombuffer(rng(8 * dim), "<u8")
+    return words if bound == 1 << 64 else words % np.uint64(bound)
+
+
+def _call(
+    vectors: Any, bound: int, dim: int, drop: Any, faults: Any, seed: int, agreed: Mapping[str, Any]
+) -> str:
+    """The call to paste, to see the same again."""
+    if not isinstance(vectors, int):
+        vectors = {name: np.asarray(v).tolist() for name, v in vectors.items()}
+    given = {"bound": bound, "dim": dim, "drop": drop, "faults": faults, "seed": seed, **agreed}
+    return f"simulate({vectors!r}, " + ", ".join(f"{k}={v!r}" for k, v in given.items() if v is not None) + ")"
+
+
+def _schedule(
+    session: Session, drop: Mapping[str, str] | None, faults: Schedule | None
+) -> dict[str, list[NetworkFault]]:
+    schedule: dict[str, list[NetworkFault]] = {}
+    for name, given in (faults or {}).items():
+        schedule[name] = [given] if isinstance(given, NetworkFault) else list(given)
+    for name, stage in (drop or {}).items():
+        schedule.setdefault(name, []).append(Drop(before=stage))
+    for name, theirs in schedule.items():
+        if name not in session.positions:
+            raise LocalError(f"faults: {name!r} is not a client")
+        for fault in theirs:
+            stages = [getattr(fault, a, None) for a in ("before", "after", "stage", "at")]
+            named = [s for s in stages if s is not None]
+            if not named or any(s not in STAGES for s in named):
+                raise LocalError(f"faults: expected stages among {', '.join(STAGES)}; got {fault}")
+    return schedule
+
+
+class _Run:
+    """The loop: deliver, let faults happen, close the stage when the network is quiet."""
+
+    def __init__(
+        self, server: ServerMachine, clients: dict[str, ClientMachine],
+        schedule: dict[str, list[NetworkFault]], on_event: Callable[[str, int, int], None] | None,
+        transcript: list[Sent] | None,
+    ) -> None:  # fmt: skip
+        self.server, self.clients, self.schedule = server, clients, schedule
+        self.on_event, self.transcript = on_event, transcript
+        self.costs: dict[str, dict[str, Cost]] = {SERVER: {}, **{name: {} for name in clients}}
+        self.gone: set[str] = set()
+        self.sent: dict[tuple[str, str], Envelope] = {}
+        self.late_up: list[Envelope] = []
+        self.late_down: list[Envelope] = []
+        self.next: list[Envelope] = []
+
+    def all(self, vectors: Mapping[str, Any]) -> Aggregate | Aborted:
+        first = True
+        queue: list[Envelope] = []
+        while (result := self.server.result) is None:
+            stage = self.server.stage
+            last: list[Envelope] = []
+            work: Iterable[tuple[str, Envelope | None]] = (
+                [(name, None) for name in self.clients] if first else [(e.to, e) for e in queue]
+            )
+            first = False
+            self.next = []
+            queue, delayed = [], self.late_up
+            self.late_up = []
+            for done, (name, envelope) in enumerate(work, 1):
+                for out in self._client(name, envelope, stage, vectors):
+                    self._up(out, stage, last)
+                if self.on_event is not None and len(self.clients) > 0:
+                    self.on_event(stage, done, len(self.clients))
+            for fault_name, faults in self.schedule.items():
+                for fault in faults:
+                    if isinstance(fault, Replay) and fault.at == stage and (fault_name, fault.stage) in self.sent:
+                        self._to_server(self.sent[fault_name, fault.stage], stage)
+            for envelope in last + delayed:
+                self._to_server(envelope, stage)
+            self.next += self._timed(SERVER, stage, lambda now=stage: self.server.handle(StageClosed(now)))
+            queue = self.late_down + self._down(stage)
+            self.late_down = self._delayed_down
+        for envelope in queue:  # the server's last words, if it stopped
+            if envelope.to not in self.gone:
+                self.clients[envelope.to].handle(Received(envelope))
+        return result
+
+    def _timed(self, party: str, stage: str, work: Callable[[], list[Envelope]]) -> list[Envelope]:
+        start = time.process_time()
+        out = work()
+        cost = self.costs[party].setdefault(stage, Cost())
+        cost.cpu_seconds += time.process_time() - start
+        return out
+
+    def _client(
+        self, name: str, envelope: Envelope | None, stage: str, vectors: Mapping[str, Any]
+    ) -> list[Envelope]:
+        if name in self.gone:
+            return []
+        client = self.clients[name]
+        if any(isinstance(f, Drop) and f.before == stage for f in self.schedule.get(name, ())):
+            self.gone.add(name)
+            return []
+        if envelope is None:
+            out = self._timed(name, stage, lambda: client.handle(Started()) + client.handle(Input(vectors[name])))
+        else:
+            out = self._timed(name, stage, lambda: client.handle(Received(envelope)))
+            self.costs[name][stage].bytes_down += envelope.size
+        self.costs[name][stage].bytes_up += sum(e.size for e in out)
+        if any(isinstance(f, Drop) and f.after == stage for f in self.schedule.get(name, ())):
+            self.gone.add(name)
+        return out
+
+    def _up(self, envelope: Envelope, stage: str, last: list[Envelope]) -> None:
+        theirs = [f for f in self.schedule.get(envelope.sender, ()) if getattr(f, "stage", None) == stage]
+        if any(isinstance(f, Replay) for f in theirs):
+            self.sent[envelope.sender, stage] = envelope
+        for fault in theirs:
+            if isinstance(fault, Corrupt) and fault.link == "up":
+                envelope = _flip(envelope, fault.bit)
+        copies = 2 if any(isinstance(f, Duplicate) and f.link == "up" for f in theirs) else 1
+        for _ in range(copies):
+            if any(isinstance(f, Delay) and f.link == "up" for f in theirs):
+                self.late_up.append(envelope)
+            elif any(isinstance(f, Reorder) for f in theirs):
+                last.append(envelope)
+            else:
+                self._to_server(envelope, stage)
+
+    def _to_server(self, envelope: Envelope, stage: str) -> None:
+        self._note(stage, envelope)
+        self.next += self._timed(SERVER, stage, lambda: self.server.handle(Received(envelope)))
+        self.costs[SERVER][stage].bytes_down += envelope.size
+
+    def _down(self, stage: str) -> list[Envelope]:
+        queue: list[Envelope] = []
+        self._delayed_down: list[Envelope] = []
+        for envelope in self.next:
+            self._note(stage, envelope)
+            self.costs[SERVER][stage].bytes_up += envelope.size
+            theirs = [f for f in self.schedule.get(envelope.to, ()) if getattr(f, "stage", None) == stage]
+            theirs = [f for f in theirs if getattr(f, "link", "up") == "down"]
+            for fault in theirs:
+                if isinstance(fault, Corrupt):
+                    envelope = _flip(envelope, fault.bit)
+            copies = [envelope] * (2 if any(isinstance(f, Duplicate) for f in theirs) else 1)
+            (self._delayed_down if any(isinstance(f, Delay) for f in theirs) else queue).extend(copies)
+        return queue
+
+    def _note(self, stage: str, envelope: Envelope) -> None:
+        if self.transcript is not None:
+            self.transcript.append(Sent(stage, envelope.sender, envelope.to, envelope.size))
+
+
+def _flip(envelope: Envelope, bit: int) -> Envelope:
+    data = bytearray(envelope.body + bytes(envelope.frame))
+    bit %= 8 * len(data)
+    data[bit // 8] ^= 1 << bit % 8
+    cut = len(envelope.body)
+    return Envelope(envelope.session, envelope.sender, envelope.to, bytes(data[:cut]), bytes(data[cut:]))

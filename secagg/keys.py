@@ -1,0 +1,107 @@
+"""Keys: X25519 agreement (RFC 7748), Ed25519 identity (RFC 8032), derivation by HKDF-SHA256 (RFC 5869).
+
+A secret key never appears in a repr or an error. Python cannot wipe memory: erasing a key means dropping
+the last reference to it.
+"""
+
+from __future__ import annotations
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from secagg.invalid import Invalid, exact_length
+from secagg.labels import Label, bind
+from secagg.randomness import Rng, system
+
+KEY_BYTES = 32
+SIGNATURE_BYTES = 64
+_FIELD_PRIME = 2**255 - 19
+
+
+class Identity:
+    """A party's long-term Ed25519 signing key. `public` (32 bytes) goes into the roster."""
+
+    __slots__ = ("_key", "public")
+
+    def __init__(self, secret: bytes) -> None:
+        exact_length("identity secret", secret, KEY_BYTES)
+        self._key = Ed25519PrivateKey.from_private_bytes(secret)
+        self.public: bytes = self._key.public_key().public_bytes_raw()
+
+    @classmethod
+    def generate(cls, rng: Rng = system) -> Identity:
+        """A new identity from 32 bytes of `rng`."""
+        return cls(rng(KEY_BYTES))
+
+    def sign(self, message: bytes) -> bytes:
+        """The 64-byte Ed25519 signature of `message`."""
+        return self._key.sign(message)
+
+    def __repr__(self) -> str:
+        return f"Identity({self.public.hex()[:16]}…)"
+
+
+def verify(public: bytes, message: bytes, signature: bytes) -> None:
+    """Raise `Invalid` unless `signature` is `public`'s Ed25519 signature of `message`."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        raise Invalid("signature does not verify") from None
+
+
+def check_identity(public: bytes) -> None:
+    """Refuse 32 bytes that are not an Ed25519 public key this library can use."""
+    exact_length("identity", public, KEY_BYTES)
+    try:
+        Ed25519PublicKey.from_public_bytes(public)
+    except ValueError:  # pragma: no cover - OpenSSL accepts every 32 bytes here and fails at verify
+        raise Invalid("identity: not an Ed25519 public key") from None
+
+
+class AgreementKey:
+    """An X25519 key pair, fresh for one session. `public` and `secret` are 32 bytes each."""
+
+    __slots__ = ("_key", "public", "secret")
+
+    def __init__(self, secret: bytes) -> None:
+        exact_length("agreement key", secret, KEY_BYTES)
+        self.secret = secret
+        self._key = X25519PrivateKey.from_private_bytes(secret)
+        self.public: bytes = self._key.public_key().public_bytes_raw()
+
+    def agree(self, peer: bytes, label: Label, context: bytes, length: int = KEY_BYTES) -> bytes:
+        """A key of `length` bytes shared with the owner of `peer`, bound to `label`, `context` and both keys.
+
+        The same on both sides. `Invalid` if the agreement is all zeros (a point of small order), which
+        would be a key that anyone can compute (RFC 7748, section 6.1).
+        """
+        try:
+            shared = self._key.exchange(X25519PublicKey.from_public_bytes(peer))
+        except ValueError:
+            raise Invalid("agreement key: a point of small order, or not 32 bytes") from None
+        return derive(shared, label, context, *sorted((self.public, peer)), length=length)
+
+    def __repr__(self) -> str:
+        return f"AgreementKey({self.public.hex()[:16]}…)"
+
+
+_PROBE = X25519PrivateKey.from_private_bytes(bytes(31) + b"\x40")
+
+
+def check_agreement_public(public: bytes) -> None:
+    """Refuse an X25519 public key that has another encoding, or whose agreements are all zeros."""
+    exact_length("agreement key", public, KEY_BYTES)
+    if int.from_bytes(public, "little") >= _FIELD_PRIME:
+        raise Invalid("agreement key: not the canonical encoding of its point")
+    try:
+        _PROBE.exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError:
+        raise Invalid("agreement key: a point of small order") from None
+
+
+def derive(secret: bytes, label: Label, *context: bytes, length: int = KEY_BYTES) -> bytes:
+    """HKDF-SHA256 of `secret` with `bind(label, *context)` as info and no salt: `length` bytes."""
+    return HKDF(SHA256(), length, None, bind(label, *context)).derive(secret)
