@@ -32,12 +32,7 @@ class AlreadyAnswered(LocalError):
 
 
 class RemoteError(SecAggError):
-    """A peer sent something that must be refused."""
-
-    def __init__(self, cause: str, culprit: str | None = None) -> None:
-        super().__init__(cause)
-        self.cause = cause
-        self.culprit = culprit
+    """A peer sent something that must be refused; the machine knows which peer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ client masks with the k/2 next on either side, and those k neighbours hold the s
 included*. Degree counts neighbours, never the client itself.
 
 `reference_parameters` follows the rule of the public C++ implementation in
-google-parfait/federated-compute, `fcp/secagg/server/graph_parameter_finder`, which follows section 3.4
-and appendix B of the paper. `parameters`, which sessions use, puts a floor on top.
+google-parfait/federated-compute, `fcp/secagg/server/graph_parameter_finder`, which follows the paper's
+analysis of random Harary graphs. `parameters`, which sessions use, puts a floor on top.
 
 What the parameters do not protect against: more corrupted or dropped clients than stated.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import exp, floor, inf, lgamma, log
+from math import ceil, exp, floor, inf, lgamma, log, sqrt
 from typing import Protocol
 
 import numpy as np
@@ -169,7 +169,7 @@ def _below(total: int, marked: int, sampled: int, probability: float) -> int:
     rest = total - marked - sampled
     least = max(0, -rest)
     # Hoeffding's inequality: below this x the tail is certainly too light, so the sum may start here.
-    certain = sampled * (marked / total - (-log(probability) / (2 * sampled)) ** 0.5)
+    certain = sampled * (marked / total - sqrt(-log(probability) / (2 * sampled)))
     x = min(max(least, floor(certain)), sampled, marked)
     mass = exp(_log_choose_ratio(total, marked, sampled, x))
     cumulative, term, y = mass, mass, x
@@ -208,13 +208,13 @@ def _thresholds(
     if _log_disconnected(n, degree, corrupted + n - surviving) >= log(secure):
         return 1, 0
     # (a) corrupted neighbours stay below the threshold, (b) surviving ones reach it, for all clients.
-    most_corrupted: float = _above(n, corrupted, degree, secure / n)
+    most_corrupted = _above(n, corrupted, degree, secure / n)
     fewest_surviving = _below(n, surviving, degree, 2.0**-eta / n)
     if semi_malicious:
         # Each honest neighbour answers once, so both secrets of one client cost 2t shares of which the
         # corrupted ones give two each and the others one: 2t must exceed degree + corrupted.
-        most_corrupted = float(np.ceil((most_corrupted + degree - 1.25) / 2))
-    return int(most_corrupted) + 1, fewest_surviving
+        most_corrupted = ceil((most_corrupted + degree - 1.25) / 2)
+    return most_corrupted + 1, fewest_surviving
 
 
 def reference_parameters(
@@ -235,7 +235,7 @@ def reference_parameters(
             f"{threat_model}: corrupted + {'2 * ' if twice == 2 else ''}dropout must be at most 0.9, "
             f"got {corrupted} and {dropout}"
         )
-    bad, surviving = _count(corrupted, n), int(np.ceil((1 - dropout - _TINY) * n))
+    bad, surviving = _count(corrupted, n), ceil((1 - dropout - _TINY) * n)
     for degree in range(2, n - 1, 2):
         low, high = _thresholds(n, degree, bad, surviving, twice == 2, sigma, eta)
         if low <= high:

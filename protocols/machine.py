@@ -8,12 +8,14 @@ Client steps:  step(context, state, message) -> (state, outbox)
 Server steps:  accept(context, state, sender, message, frame) -> None, for each message of a stage, then
                close(context, state, gathered, total) -> (state, outbox, faults) when nobody is awaited
                any more or the driver closes the stage.
-Both raise `RemoteError` (who sent this is to blame) or `Abort` (the session cannot go on).
+Both raise `RemoteError` or a primitive's `Invalid` (who sent this is to blame), or `Abort` (the session
+cannot go on).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +26,7 @@ from protocols.errors import Aborted, AlreadyAnswered, Fault, LocalError, Remote
 from protocols.journal import Answer, Journal, MemoryJournal, seal_state, unseal_state
 from protocols.session import Session
 from protocols.wire import SERVER, Codec, Envelope
+from secagg.invalid import Invalid
 from secagg.labels import Label, digest
 from secagg.randomness import system
 from secagg.ring import Vector
@@ -141,7 +144,8 @@ class _Machine(Generic[R]):
         self, session: Session, name: str, rules: R, context: Any, state: State, journal: Journal | None
     ) -> None:
         self.session, self.name = session, name
-        self._rules, self._context = rules, context
+        self._rules: R = rules
+        self._context = context
         self._state = state
         self._journal: Journal = journal if journal is not None else MemoryJournal()
         self._id = machine_id(session, name)
@@ -232,7 +236,7 @@ class ClientMachine(_Machine[ClientRules]):
         if self._failed is not None:
             return self._failed
         if isinstance(self._state, self._rules.ends):
-            return Answered(tuple(self.session.names[i] for i in self._state.included))  # type: ignore[attr-defined]
+            return Answered(tuple(self.session.names[i] for i in _included(self._state)))
         return None
 
     @property
@@ -269,6 +273,8 @@ class ClientMachine(_Machine[ClientRules]):
         self._pending = vector
         try:
             return self._mask() if self.result is None else []
+        except Invalid as error:  # a key that the server passed on
+            return self._abort(str(error), (SERVER,))
         except LocalError:
             self._given, self._pending = False, None
             raise
@@ -299,24 +305,17 @@ class ClientMachine(_Machine[ClientRules]):
                 raise RemoteError("a frame where none belongs")
             message = self._rules.codec.decode(envelope.body, self._rules.limit(self.session))
             if isinstance(message, self._rules.stop):
-                raise Abort(f"the server stopped the session: {message.cause}")  # type: ignore[attr-defined]
+                raise Abort(f"the server stopped the session: {getattr(message, 'cause', '')}")
             if type(message) not in self._legal():
                 raise RemoteError(f"{type(message).__name__} is not expected at stage {self.stage!r}")
-            out = self._take(message, type(message), seal)
-        except RemoteError as error:
-            return self._abort(error.cause, (error.culprit or SERVER,))
+            # An early input is masked in the same breath; no step that leads to it sends anything itself.
+            return self._take(message, type(message), seal) or self._mask()
+        except (RemoteError, Invalid) as error:
+            return self._abort(str(error), (SERVER,))
         except Abort as abort:
             return self._abort(abort.cause, abort.culprits)
         except AlreadyAnswered as error:  # asked in a second session for what was answered in another
             return self._abort(str(error), ())
-        return out + self._mask_after(out)
-
-    def _mask_after(self, out: list[Envelope]) -> list[Envelope]:
-        # An early input is masked in the same breath; redelivery must then repeat both steps' messages.
-        masked = self._mask()
-        if masked:
-            self._outbox = out + masked
-        return masked
 
     def _take(self, event: Any, kind: type, seal: bytes | None = None) -> list[Envelope]:
         step = self._rules.moves[type(self._state), kind]
@@ -343,10 +342,8 @@ class ClientMachine(_Machine[ClientRules]):
         self._failed = Aborted(stage, cause, culprits, faults=self.faults)
         self._state = self._rules.ends(())
         self._pending, self._outbox, self._handled = None, [], []
-        try:
+        with suppress(LocalError):  # a clone that fell behind: it has nothing to send anyway
             self._commit([])
-        except LocalError:  # a clone that fell behind: it has nothing to send anyway
-            pass
         return [self._envelope(SERVER, self._rules.stop("client aborted"))]
 
     def _check_unanswered(self) -> None:
@@ -366,11 +363,13 @@ class ClientMachine(_Machine[ClientRules]):
         )
 
     def _load(self, plain: bytes) -> None:
-        kind = tuple[
+        kind = _tuple(
             int, self._rules.states, list[tuple[str, bytes, bytes]], list[bytes], bool, bytes | None,
             list[Fault], _PlainAborted | None,
-        ]  # type: ignore[name-defined]  # fmt: skip
-        step, state, outbox, handled, given, pending, faults, failed = msgspec.msgpack.decode(plain, type=kind)
+        )  # fmt: skip
+        step, state, outbox, handled, given, pending, faults, failed = msgspec.msgpack.decode(
+            plain, type=kind
+        )
         self._step, self._state, self._handled, self._given = step, state, handled, given
         self._outbox = [Envelope(self.session.hash, self.name, to, body, frame) for to, body, frame in outbox]
         self._pending = None if pending is None else np.frombuffer(pending, self.session.ring.dtype).copy()
@@ -435,8 +434,8 @@ class ServerMachine(_Machine[ServerRules]):
             return []
         try:
             self._accept(sender, envelope)
-        except RemoteError as error:
-            self._lose(sender, error.cause)
+        except (RemoteError, Invalid) as error:
+            self._lose(sender, str(error))
         return [] if self._awaited else self._close()
 
     def _accept(self, sender: int, envelope: Envelope) -> None:
@@ -470,7 +469,7 @@ class ServerMachine(_Machine[ServerRules]):
             self._dropped[sender] = fault
 
     def _included(self, sender: int) -> bool:
-        return sender in getattr(self._state, "included", ())
+        return sender in _included(self._state)
 
     def _close(self) -> list[Envelope]:
         before = (
@@ -510,8 +509,8 @@ class ServerMachine(_Machine[ServerRules]):
 
     def _finish(self, total: Vector) -> Aggregate:
         names = self.session.names
-        included: tuple[int, ...] = self._state.included  # type: ignore[attr-defined]
-        return Aggregate(total, tuple(names[i] for i in included), self._named(), self.faults)
+        included = tuple(names[i] for i in _included(self._state))
+        return Aggregate(total, included, self._named(), self.faults)
 
     def _named(self) -> dict[str, Fault]:
         return {self.session.names[i]: fault for i, fault in sorted(self._dropped.items())}
@@ -538,11 +537,11 @@ class ServerMachine(_Machine[ServerRules]):
         )  # fmt: skip
 
     def _load(self, plain: bytes) -> None:
-        message = self._rules.codec.union
-        kind = tuple[
-            int, self._rules.states, list[tuple[str, bytes, bytes]], list[tuple[int, message]], set[int],
+        gathered_kind = _list(_tuple(int, self._rules.codec.union))
+        kind = _tuple(
+            int, self._rules.states, list[tuple[str, bytes, bytes]], gathered_kind, set[int],
             list[tuple[int, Fault]], list[Fault], bool, bytes | None, _PlainAborted | None,
-        ]  # type: ignore[name-defined,valid-type]  # fmt: skip
+        )  # fmt: skip
         (self._step, self._state, outbox, gathered, self._awaited, dropped, self._faults, self._revealed,
          total, failed) = msgspec.msgpack.decode(plain, type=kind)  # fmt: skip
         self._outbox = [Envelope(self.session.hash, SERVER, to, body, frame) for to, body, frame in outbox]
@@ -553,6 +552,23 @@ class ServerMachine(_Machine[ServerRules]):
             self._total = np.frombuffer(total, self.session.ring.dtype).copy()
             if isinstance(self._state, self._rules.ends):
                 self._aggregate = self._finish(self._total)
+
+
+def _included(state: State) -> tuple[int, ...]:
+    """Whom a state names as being in the sum; nobody before that is decided."""
+    included: tuple[int, ...] = getattr(state, "included", ())
+    return included
+
+
+def _tuple(*types: Any) -> Any:
+    """The type of a tuple of these types, for msgspec; a function because they are known at run time."""
+    generic: Any = tuple
+    return generic[types]
+
+
+def _list(entry: Any) -> Any:
+    generic: Any = list
+    return generic[entry]
 
 
 class _PlainAborted(msgspec.Struct, frozen=True):

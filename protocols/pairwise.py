@@ -53,7 +53,7 @@ from secagg.ring import Vector
 # length in ascending order of place: short on the wire, and with one encoding.
 
 
-class Advertise(Message, tag=1):
+class Advertise(Message, frozen=True, tag=1):
     """Round 0, up: two fresh X25519 keys, signed in the signed models (else an empty signature)."""
 
     session: bytes
@@ -62,7 +62,7 @@ class Advertise(Message, tag=1):
     signature: bytes
 
 
-class Roster(Message, tag=2):
+class Roster(Message, frozen=True, tag=2):
     """Round 0, down: the keys of the recipient's neighbours that advertised."""
 
     graph_seed: bytes
@@ -70,7 +70,7 @@ class Roster(Message, tag=2):
     advertised: list[Advertise]
 
 
-class Dealt(Message, tag=3):
+class Dealt(Message, frozen=True, tag=3):
     """Round 1, up: a sealed box for each holder, a commitment to the seed and (signed) to each share."""
 
     seed_commitment: bytes
@@ -78,7 +78,7 @@ class Dealt(Message, tag=3):
     commitments: bytes
 
 
-class Shares(Message, tag=4):
+class Shares(Message, frozen=True, tag=4):
     """Round 1, down: the boxes and commitments made for the recipient, and who dealt."""
 
     dealers: bytes
@@ -86,30 +86,30 @@ class Shares(Message, tag=4):
     commitments: bytes
 
 
-class Masked(Message, tag=5):
+class Masked(Message, frozen=True, tag=5):
     """Round 2, up; the masked vector is the frame beside it."""
 
 
-class Survivors(Message, tag=6):
+class Survivors(Message, frozen=True, tag=6):
     """Round 2, down: the one question, who is in the sum."""
 
     included: bytes
 
 
-class Signed(Message, tag=7):
+class Signed(Message, frozen=True, tag=7):
     """Round 3, up: a signature of the survivor set."""
 
     signature: bytes
 
 
-class Quorum(Message, tag=8):
+class Quorum(Message, frozen=True, tag=8):
     """Round 3, down: who signed, and the signatures."""
 
     signers: bytes
     signatures: bytes
 
 
-class Revealed(Message, tag=9):
+class Revealed(Message, frozen=True, tag=9):
     """Round 4, up: for each dealer one share, of its seed or of its key, never both.
 
     `missing` marks the dealers whose box did not open for this holder.
@@ -119,7 +119,7 @@ class Revealed(Message, tag=9):
     shares: bytes
 
 
-class Stop(Message, tag=10):
+class Stop(Message, frozen=True, tag=10):
     """Either way: the sender has given up the session."""
 
     cause: str
@@ -217,17 +217,14 @@ def _check_length(what: str, data: bytes, size: int) -> None:
 
 
 def _check_advertised(session: Session, i: int, message: Advertise) -> None:
-    """A client's keys are well formed and, in the signed models, signed by its pinned identity."""
+    """A client's keys are of this session and, in the signed models, signed by its pinned identity."""
     _check_length("signature", message.signature, keys.SIGNATURE_BYTES if session.signed else 0)
     if message.session != session.hash:
         raise RemoteError("another session: a different model, round or parameters")
-    try:
-        keys.check_agreement_public(message.channel)
-        keys.check_agreement_public(message.mask)
-        if session.signed:
-            keys.verify(session.identities[i], _signed_keys(session, message), message.signature)
-    except Invalid as error:
-        raise RemoteError(str(error)) from None
+    _check_length("channel key", message.channel, keys.KEY_BYTES)
+    _check_length("mask key", message.mask, keys.KEY_BYTES)
+    if session.signed:
+        keys.verify(session.identities[i], _signed_keys(session, message), message.signature)
     if message.channel == message.mask:
         raise RemoteError("the same key for channel and mask")
 
@@ -235,11 +232,11 @@ def _check_advertised(session: Session, i: int, message: Advertise) -> None:
 # ------------------------------------------------------------------------------------ client: states
 
 
-class AwaitStart(State):
+class AwaitStart(State, frozen=True):
     """Nothing done yet."""
 
 
-class AwaitRoster(State):
+class AwaitRoster(State, frozen=True):
     """Round 0 sent. `entropy` is expanded into all later randomness of this client."""
 
     channel: bytes
@@ -248,7 +245,7 @@ class AwaitRoster(State):
     entropy: bytes
 
 
-class AwaitShares(State):
+class AwaitShares(State, frozen=True):
     """Round 1 sent. `channels` are the AEAD keys by holder, `peers` the mask keys by neighbour."""
 
     mask: bytes
@@ -260,7 +257,7 @@ class AwaitShares(State):
     neighbours: tuple[int, ...]
 
 
-class AwaitInput(State):
+class AwaitInput(State, frozen=True):
     """Shares received. `held` maps a dealer to its two openings, empty where its box did not open.
 
     `strangers` are the neighbours in the graph that dealt nothing, with whom no mask is shared.
@@ -274,7 +271,7 @@ class AwaitInput(State):
     strangers: tuple[int, ...]
 
 
-class AwaitSurvivors(State):
+class AwaitSurvivors(State, frozen=True):
     """Round 2 sent; mask key, seed and channel keys are gone."""
 
     setup: bytes
@@ -282,7 +279,7 @@ class AwaitSurvivors(State):
     strangers: tuple[int, ...]
 
 
-class AwaitQuorum(State):
+class AwaitQuorum(State, frozen=True):
     """Round 3 sent: signed for `included` and for no other set, ever."""
 
     setup: bytes
@@ -290,7 +287,7 @@ class AwaitQuorum(State):
     included: bytes
 
 
-class Finished(State):
+class Finished(State, frozen=True):
     """Answered, or given up: no secret is left."""
 
     included: tuple[int, ...]
@@ -349,10 +346,10 @@ def share_keys(context: ClientContext, state: AwaitRoster, message: Roster) -> t
     # rosters would otherwise encrypt two different plaintexts under one nonce.
     rng = seeded(state.entropy, Label.STEP.value.encode(), _CODEC.encode(message))
     seed_shares, key_shares = shamir.split((state.seed, state.mask), t, [points[h] for h in present], rng)
-    salt = (lambda: rng(SALT_BYTES)) if session.signed else (lambda: b"")
+    salt_bytes = SALT_BYTES if session.signed else 0
     boxes, commitments, kept = [], [], b""
     for holder, seed_share, key_share in zip(present, seed_shares, key_shares, strict=True):
-        pair = (seed_share + salt(), key_share + salt())
+        pair = (seed_share + rng(salt_bytes), key_share + rng(salt_bytes))
         if session.signed:
             commitments += [
                 _share_commitment(session, index, holder, kind, opening)
@@ -442,7 +439,8 @@ def mask_input(context: ClientContext, state: AwaitInput, event: Input) -> tuple
     """
     session, index = context.session, context.index
     own = AgreementKey(state.mask)
-    add, subtract = [_stream_seed(session, state.seed)], []
+    add: list[bytes] = [_stream_seed(session, state.seed)]
+    subtract: list[bytes] = []
     for peer, public in state.peers.items():
         (add if index < peer else subtract).append(_pair_seed(session, own, public))
     vector = event.vector  # the machine's own copy: it is masked in place
@@ -470,7 +468,9 @@ def _check_survivors(context: ClientContext, state: AwaitSurvivors, message: Sur
     return included
 
 
-def reveal_unsigned(context: ClientContext, state: AwaitSurvivors, message: Survivors) -> tuple[State, Outbox]:
+def reveal_unsigned(
+    context: ClientContext, state: AwaitSurvivors, message: Survivors
+) -> tuple[State, Outbox]:
     """Round 4, Unmasking, in the honest-but-curious model: no Round 3."""
     included = _check_survivors(context, state, message)
     return Finished(included), [(0, _reveal(context, state.held, included), b"")]
@@ -527,20 +527,20 @@ def _reveal(context: ClientContext, held: Mapping[int, bytes], included: tuple[i
 # ------------------------------------------------------------------------------------ server: states
 
 
-class AwaitKeys(State):
+class AwaitKeys(State, frozen=True):
     """Round 0: gathering `Advertise`."""
 
     graph_seed: bytes
 
 
-class AwaitDealings(State):
+class AwaitDealings(State, frozen=True):
     """Round 1: gathering `Dealt`."""
 
     graph_seed: bytes
     keys: dict[int, Advertise]
 
 
-class AwaitMasked(State):
+class AwaitMasked(State, frozen=True):
     """Round 2: gathering `Masked`, adding each vector to the running sum as it comes."""
 
     graph_seed: bytes
@@ -549,7 +549,7 @@ class AwaitMasked(State):
     dealt: dict[int, Dealt]
 
 
-class AwaitSignatures(State):
+class AwaitSignatures(State, frozen=True):
     """Round 3: gathering `Signed`. From here on `included` is frozen."""
 
     graph_seed: bytes
@@ -559,7 +559,7 @@ class AwaitSignatures(State):
     included: tuple[int, ...]
 
 
-class AwaitReveals(State):
+class AwaitReveals(State, frozen=True):
     """Round 4: gathering `Revealed`."""
 
     graph_seed: bytes
@@ -583,8 +583,13 @@ class ServerContext:
 
 
 def accept_keys(context: ServerContext, _: AwaitKeys, sender: int, message: Advertise, __: Any) -> None:
-    """Round 0: a bad key or signature drops its sender before anyone shares with it."""
+    """Round 0: a bad key or signature drops its sender before anyone shares with it.
+
+    Clients do not look for points of small order again: an agreement with one fails, and they stop.
+    """
     _check_advertised(context.session, sender, message)
+    keys.check_agreement_public(message.channel)
+    keys.check_agreement_public(message.mask)
 
 
 def publish_roster(
@@ -659,10 +664,7 @@ def forward_shares(
 
 def accept_masked(context: ServerContext, _: AwaitMasked, __: int, ___: Masked, frame: Any) -> None:
     """Round 2: only a whole, well-formed vector is added (by the machine) to the running sum."""
-    try:
-        context.session.ring.check_packed(frame, context.session.dim)
-    except Invalid as error:
-        raise RemoteError(str(error)) from None
+    context.session.ring.check_packed(frame, context.session.dim)
 
 
 def ask_survivors(
@@ -700,10 +702,7 @@ def accept_signature(
     session = context.session
     included = bitmap(state.included, len(session.names))
     statement = _signed_survivors(_setup(session, state.graph_seed), included)
-    try:
-        keys.verify(session.identities[sender], statement, message.signature)
-    except Invalid as error:
-        raise RemoteError(str(error)) from None
+    keys.verify(session.identities[sender], statement, message.signature)
 
 
 def pass_quorum(
@@ -715,9 +714,7 @@ def pass_quorum(
         raise Abort(f"{len(gathered)} signed the survivor set, {quorum} are needed")
     signers = sorted(gathered)
     shown = Quorum(bitmap(signers, n), b"".join(gathered[i].signature for i in signers))
-    following = AwaitReveals(
-        state.graph_seed, state.advertised, state.mask_keys, state.dealt, state.included
-    )
+    following = AwaitReveals(state.graph_seed, state.advertised, state.mask_keys, state.dealt, state.included)
     return following, [(i, shown, b"") for i in signers], []
 
 
@@ -750,7 +747,8 @@ def unmask(
     openings, faults = _sort_reveals(context, state, graph, gathered)
     wanted = [d for d in sorted(state.dealt) if _needed(graph, d, included)]
     secrets = _recover(context, graph, wanted, openings, faults)
-    add, subtract = [], []
+    add: list[bytes] = []
+    subtract: list[bytes] = []
     for dealer in wanted:
         if dealer in included:
             seed = secrets[dealer]
@@ -858,9 +856,7 @@ def _blamed(context: ServerContext, dealer: int, what: str, faults: list[Fault])
     return Abort(cause, (), tuple(faults))
 
 
-def _check_enough(
-    context: ServerContext, present: Mapping[int, Any], did: str, faults: list[Fault]
-) -> None:
+def _check_enough(context: ServerContext, present: Mapping[int, Any], did: str, faults: list[Fault]) -> None:
     least = context.session.min_included
     if len(present) < least:
         raise Abort(f"{len(present)} clients {did}, at least {least} must be included", (), tuple(faults))
@@ -895,11 +891,11 @@ SERVER_CLOSES: dict[type, Callable[..., Any]] = {
     AwaitReveals: unmask,
 }
 
-_CLIENT_STAGES = {
+_CLIENT_STAGES: dict[type, str] = {
     AwaitStart: "start", AwaitRoster: "roster", AwaitShares: "shares", AwaitInput: "input",
     AwaitSurvivors: "survivors", AwaitQuorum: "quorum", Finished: "finished",
 }  # fmt: skip
-_SERVER_STAGES = {
+_SERVER_STAGES: dict[type, str] = {
     AwaitKeys: "keys", AwaitDealings: "shares", AwaitMasked: "masked", AwaitSignatures: "signatures",
     AwaitReveals: "reveals", Finished: "finished",
 }  # fmt: skip

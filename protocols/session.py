@@ -123,7 +123,9 @@ class Session:
             n, corrupted, dropout, protocol, threat_model, degree=degree, threshold=threshold
         )
         least = self.parameters.min_included
-        self.min_included = least if min_included is None else _integer("min_included", min_included, least, n)
+        self.min_included = (
+            least if min_included is None else _integer("min_included", min_included, least, n)
+        )
         needed = (n * (self.bound - 1)).bit_length()
         if bits is None:
             bits = max(8, needed)
@@ -225,8 +227,9 @@ class Session:
     def __repr__(self) -> str:
         p = self.parameters
         return (
-            f"Session({self.protocol}, {self.threat_model}, n={len(self.names)}, k={p.degree}, t={p.threshold}, "
-            f"dim={self.dim}, bits={self.ring.bits}, round={self.round}, {self.hash.hex()[:16]}…)"
+            f"Session({self.protocol}, {self.threat_model}, n={len(self.names)}, k={p.degree}, "
+            f"t={p.threshold}, dim={self.dim}, bits={self.ring.bits}, round={self.round}, "
+            f"{self.hash.hex()[:16]}…)"
         )
 
 

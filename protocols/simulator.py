@@ -134,7 +134,7 @@ class Simulation:
         return self.result.sum
 
     def rows(self) -> list[tuple[str, float, float, int, int, float]]:
-        """By stage: mean and greatest client CPU seconds, mean client bytes up and down, server CPU seconds."""
+        """By stage: mean and greatest client CPU seconds, mean client bytes up and down, server CPU."""
         rows = []
         for stage in STAGES:
             theirs = [c[stage] for name, c in self.costs.items() if name != SERVER and stage in c]
@@ -151,7 +151,9 @@ class Simulation:
         return rows
 
     def __str__(self) -> str:
-        head = f"{'stage':<11}{'client ms':>10}{'max ms':>9}{'bytes up':>11}{'bytes down':>12}{'server ms':>11}"
+        head = (
+            f"{'stage':<11}{'client ms':>10}{'max ms':>9}{'bytes up':>11}{'bytes down':>12}{'server ms':>11}"
+        )
         lines = [repr(self.session), head]
         for stage, mean, most, up, down, server in self.rows():
             lines.append(
@@ -227,7 +229,9 @@ def _call(
     if not isinstance(vectors, int):
         vectors = {name: np.asarray(v).tolist() for name, v in vectors.items()}
     given = {"bound": bound, "dim": dim, "drop": drop, "faults": faults, "seed": seed, **agreed}
-    return f"simulate({vectors!r}, " + ", ".join(f"{k}={v!r}" for k, v in given.items() if v is not None) + ")"
+    return (
+        f"simulate({vectors!r}, " + ", ".join(f"{k}={v!r}" for k, v in given.items() if v is not None) + ")"
+    )
 
 
 def _schedule(
@@ -286,17 +290,24 @@ class _Run:
                     self.on_event(stage, done, len(self.clients))
             for fault_name, faults in self.schedule.items():
                 for fault in faults:
-                    if isinstance(fault, Replay) and fault.at == stage and (fault_name, fault.stage) in self.sent:
+                    if (
+                        isinstance(fault, Replay)
+                        and fault.at == stage
+                        and (fault_name, fault.stage) in self.sent
+                    ):
                         self._to_server(self.sent[fault_name, fault.stage], stage)
             for envelope in last + delayed:
                 self._to_server(envelope, stage)
-            self.next += self._timed(SERVER, stage, lambda now=stage: self.server.handle(StageClosed(now)))
+            self.next += self._timed(SERVER, stage, self._closing(stage))
             queue = self.late_down + self._down(stage)
             self.late_down = self._delayed_down
         for envelope in queue:  # the server's last words, if it stopped
             if envelope.to not in self.gone:
                 self.clients[envelope.to].handle(Received(envelope))
         return result
+
+    def _closing(self, stage: str) -> Callable[[], list[Envelope]]:
+        return lambda: self.server.handle(StageClosed(stage))
 
     def _timed(self, party: str, stage: str, work: Callable[[], list[Envelope]]) -> list[Envelope]:
         start = time.process_time()
@@ -315,7 +326,9 @@ class _Run:
             self.gone.add(name)
             return []
         if envelope is None:
-            out = self._timed(name, stage, lambda: client.handle(Started()) + client.handle(Input(vectors[name])))
+            out = self._timed(
+                name, stage, lambda: client.handle(Started()) + client.handle(Input(vectors[name]))
+            )
         else:
             out = self._timed(name, stage, lambda: client.handle(Received(envelope)))
             self.costs[name][stage].bytes_down += envelope.size

@@ -38,7 +38,7 @@ _HOMES = {
     "Replay": "protocols.simulator",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 __version__ = "0.1.0"
 
 

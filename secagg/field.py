@@ -40,7 +40,8 @@ _POWERS, _LOGS = _tables()
 def power_matrix(points: Elements, degree: int) -> NDArray[np.float64]:
     """points[i]^j for j below `degree`: shape (len(points), degree), float64 used as exact integers."""
     exponents = _LOGS[points][:, None] * np.arange(degree) % ORDER
-    return _POWERS[exponents].astype(np.float64)
+    powers: NDArray[np.float64] = _POWERS[exponents].astype(np.float64)
+    return powers
 
 
 def lagrange_at_zero(points: Elements) -> NDArray[np.float64]:
@@ -51,7 +52,8 @@ def lagrange_at_zero(points: Elements) -> NDArray[np.float64]:
     logs = _LOGS[points]
     differences = _LOGS[(points[None, :] - points[:, None]) % P]  # log 0 = 0 on the diagonal
     exponents = logs.sum() - logs - differences.sum(axis=1)
-    return _POWERS[exponents % ORDER].astype(np.float64)
+    coefficients: NDArray[np.float64] = _POWERS[exponents % ORDER].astype(np.float64)
+    return coefficients
 
 
 def multiply(matrix: NDArray[np.float64], elements: Elements) -> Elements:

@@ -42,6 +42,7 @@ def accumulate(ring: Ring, vector: Vector, add: Sequence[bytes] = (), subtract: 
             part = vector[start : start + step]
             pad = keystream[: part.size]
             zeros = _ZEROS[: pad.nbytes]  # bytes slices of full length are not copied
+            target = pad.data.cast("B")
             for stream, operation in streams:
-                stream.update_into(zeros, pad.view(np.uint8))
+                stream.update_into(zeros, target)
                 operation(part, pad, out=part)

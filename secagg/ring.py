@@ -58,7 +58,7 @@ class Ring:
         The native widths (8, 16, 32, 64) are returned as a view on the array, without a copy.
         """
         if self.native:
-            return memoryview(np.ascontiguousarray(vector, self.dtype)).cast("B")
+            return np.ascontiguousarray(vector, self.dtype).data.cast("B")
         size = self.packed_size(vector.size)
         groups = -(-vector.size // self._group)
         out = np.zeros(groups * self._words, "<u8")
@@ -75,7 +75,7 @@ class Ring:
                 if shift + self.bits > 64:
                     words[word + 1] |= columns[i] >> np.uint64(64 - shift)
             out[row * self._words : (row + rows) * self._words].reshape(rows, self._words)[:] = words.T
-        return memoryview(out).cast("B")[:size]
+        return out.data.cast("B")[:size]
 
     def check_packed(self, data: bytes | memoryview, dim: int) -> None:
         """Refuse `data` unless it is the one encoding of some vector of `dim` entries.

@@ -1,0 +1,491 @@
+"""The command `secagg` (extra `cli`; pictures and data sets need `demo`).
+
+Heavy imports happen inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from fedavg.experiment import Outcome
+    from fedavg.round import Dropouts
+    from protocols.simulator import Simulation
+
+_THREATS = ("honest-but-curious", "semi-malicious", "malicious")
+_PROTOCOLS = ("secagg", "secagg+")
+_UPLOADS = ("keys", "shares", "masked", "signatures", "reveals")
+_CITIES = ("bern", "brno", "cork", "gent", "graz", "lyon", "oslo", "pisa", "riga", "york")
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Turn what a user can cause into one clear line."""
+    from protocols.errors import Aborted, LocalError
+
+    try:
+        yield
+    except (LocalError, ValueError, Aborted) as error:
+        raise click.ClickException(str(error)) from None
+    except ModuleNotFoundError as error:
+        if error.name not in ("sklearn", "matplotlib"):
+            raise
+        print("This needs an extra: pip install 'secagg[demo]'", file=sys.stderr)
+        sys.exit(2)
+
+
+@contextmanager
+def _progress(*steps: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each step on the terminal's error stream; silent where there is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        tasks = {step: bar.add_task(step, total=None, start=False) for step in steps}
+
+        def tell(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = bar.add_task(step, total=total)
+            bar.start_task(tasks[step])
+            bar.update(tasks[step], completed=done, total=total)
+
+        yield tell
+
+
+def _agreement(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say which protocol, against whom."""
+    for option in (
+        click.option(
+            "--dropout", default=0.1, show_default=True, help="Fraction of clients that may vanish."
+        ),
+        click.option(
+            "--corrupted", default=0.1, show_default=True, help="Fraction of clients that may be corrupted."
+        ),
+        click.option("--threat-model", type=click.Choice(_THREATS), default=_THREATS[0], show_default=True),
+        click.option("--protocol", type=click.Choice(_PROTOCOLS), default=_PROTOCOLS[0], show_default=True),
+    ):
+        function = option(function)
+    return function
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="secagg")
+def cli() -> None:
+    """A server learns the sum of its clients' vectors and nothing else."""
+
+
+# ------------------------------------------------------------------------------------------- learning
+
+_DEMO_DROPOUTS = {
+    1: {"oslo": "keys"},
+    3: {"riga": "shares", "cork": "masked"},
+    6: {"pisa": "masked", "lyon": "signatures", "york": "reveals"},
+    10: {"bern": "keys", "gent": "shares", "brno": "masked"},
+    14: {"graz": "reveals"},
+}
+
+
+@cli.command()
+@click.option("--seed", default=3, show_default=True, help="Reproduces everything, keys included.")
+@click.option("--rounds", default=20, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--picture", type=click.Path(dir_okay=False, path_type=Path), default=Path("secagg-demo.png"),
+    show_default=True, help="Where the learning curves go.",
+)  # fmt: skip
+def demo(seed: int, rounds: int, picture: Path) -> None:
+    """Ten uneven hospitals learn to find breast cancer together; some drop out on the way."""
+    with _clear_errors():
+        from fedavg import pictures
+        from fedavg.datasets import breast_cancer
+        from fedavg.experiment import make_model
+        from fedavg.server import FedAvg
+        from fedavg.train import LocalSGD
+
+        data = breast_cancer()
+        settings = FedAvg(
+            make_model("logistic", data), LocalSGD(3, 16, 0.05), rounds, seed=seed, clipping_norm=6.0
+        )
+        # gamma = 0.3 gives t = floor(2n/3) + 1 = 7 of 10, so that any three may drop out in a round.
+        agreed = {"threat_model": "malicious", "corrupted": 0.3, "dropout": 0.3, "task": "demo"}
+        outcome = _compare(
+            data,
+            "logistic",
+            settings,
+            agreed,
+            lambda _: _DEMO_DROPOUTS,
+            list(_CITIES),
+            "dirichlet",
+            0.6,
+            seed,
+        )
+        pictures.learning_curves(
+            outcome, "Breast cancer, ten hospitals: secure and plain FedAvg coincide", picture
+        )
+        _show(outcome, "Breast cancer, 10 hospitals, malicious-server model (7 of 10 shares)")
+        click.echo(f"\nLearning curves: {picture}")
+
+
+def _compare(
+    data: Any, kind: str, settings: Any, agreed: dict[str, Any], dropouts: Any, names: list[str],
+    partition: str, alpha: float, seed: int,
+) -> Outcome:  # fmt: skip
+    import numpy as np
+
+    from fedavg import experiment
+    from fedavg import partition as ways
+
+    rng = np.random.default_rng(seed)
+
+    def part(train: Any) -> Any:
+        if partition == "iid":
+            return ways.iid(len(train), names, rng)
+        if partition == "quantity":
+            return ways.quantity(len(train), names, rng, alpha, least=4)
+        if partition == "column":
+            if data.groups is None:
+                raise ValueError(
+                    "partition column: needs --csv and --group, the column that names the hospital"
+                )
+            return ways.by_column([data.groups[i] for i in train])
+        if data.task == "classification":
+            return ways.dirichlet(data.y[train], names, rng, alpha, least=4)
+        # For a quantity, label skew is by its quartile.
+        quartile = np.searchsorted(np.quantile(data.y[train], [0.25, 0.5, 0.75]), data.y[train])
+        return ways.dirichlet(quartile, names, rng, alpha, least=4)
+
+    with _progress("each hospital alone", "plain FedAvg", "secure FedAvg") as tell:
+        return experiment.run(data, kind, part, settings, agreed, dropouts, seed=seed, on_step=tell)
+
+
+def _show(outcome: Outcome, title: str) -> None:
+    """The table at the end, and who dropped out when."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from fedavg.experiment import aborted, who_dropped
+    from protocols.wire import SERVER
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    first, second = outcome.metrics
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("model trained")
+    table.add_column(first, justify="right")
+    table.add_column(second, justify="right")
+    ranks = [sorted(getattr(s, which) for s in outcome.alone.values()) for which in ("first", "second")]
+    low, high = (f"{r[0]:.3f} to {r[-1]:.3f}" for r in ranks)
+    table.add_row(f"by each of {len(outcome.sizes)} hospitals alone (range)", low, high)
+    for name, found in (
+        ("by plain FedAvg", outcome.plain_scores[-1]),
+        ("by secure FedAvg", outcome.secure_scores[-1]),
+        ("on pooled data (nobody's privacy)", outcome.pooled),
+    ):
+        table.add_row(name, f"{found.first:.3f}", f"{found.second:.3f}")
+    console.print()
+    console.print(table)
+    rounds = len(outcome.secure)
+    apart = "0 (bit for bit the same)" if outcome.difference == 0 else f"{outcome.difference:g}"
+    console.print(
+        f"Largest difference, secure to plain, any parameter, {rounds} rounds: {apart}", highlight=False
+    )
+    clients = outcome.aggregator.clients()
+    server = outcome.aggregator.costs[SERVER]
+    up = sum(c.bytes_up for c in clients) / len(clients) / rounds
+    cpu = sum(c.cpu_seconds for c in clients) / len(clients)
+    console.print(
+        f"Each hospital: {up:,.0f} bytes up a round, {cpu:.2f} s of CPU in all. Server: "
+        f"{server.bytes_up / rounds:,.0f} bytes down a round, {server.cpu_seconds:.2f} s of CPU in all.",
+        highlight=False,
+    )
+    sizes = sorted(outcome.sizes.values())
+    console.print(
+        f"Hospitals of {sizes[0]} to {sizes[-1]} patients; tested on {outcome.test_size}.", highlight=False
+    )
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("round", "dropped out (at stage)", "in the sum"):
+        table.add_column(column)
+    included = {r.number: len(r.included) for r in outcome.secure}
+    gone: dict[int, list[str]] = {}
+    for number, name, stage in who_dropped(outcome):
+        gone.setdefault(number, []).append(f"{name} ({stage})")
+    for number, names in gone.items():
+        table.add_row(str(number + 1), ", ".join(names), f"{included[number]} of {len(outcome.sizes)}")
+    if gone:
+        console.print(table)
+    for number, why in aborted(outcome):
+        console.print(f"Round {number + 1} gave no sum and left the model as it was: {why}", highlight=False)
+
+
+@cli.command()
+@click.option(
+    "--dataset", type=click.Choice(("breast-cancer", "diabetes")), default="breast-cancer", show_default=True
+)
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Your own data instead.")
+@click.option("--label", help="The CSV file's label column.")
+@click.option("--group", help="The CSV file's column that names the hospital (with --partition column).")
+@click.option("--hospitals", default=10, show_default=True, type=click.IntRange(3))
+@click.option(
+    "--partition",
+    type=click.Choice(("iid", "dirichlet", "quantity", "column")),
+    default="dirichlet",
+    show_default=True,
+)
+@click.option("--alpha", default=0.5, show_default=True, help="Skew: small is very uneven.")
+@click.option(
+    "--model", type=click.Choice(("logistic", "mlp", "linear")), help="Default: what fits the label."
+)
+@click.option("--rounds", default=20, show_default=True, type=click.IntRange(1))
+@click.option("--epochs", default=2, show_default=True, type=click.IntRange(1))
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1))
+@click.option("--learning-rate", default=0.05, show_default=True)
+@click.option("--clipping-norm", default=4.0, show_default=True, help="Largest L2 norm of an update.")
+@click.option("--bits", default=16, show_default=True, help="Of the grid on which updates are sent.")
+@click.option("--tolerance", default=0.0, show_default=True, help="Stop when the mean update is smaller.")
+@click.option("--equal-weights", is_flag=True, help="Every hospital counts 1, whatever its size.")
+@click.option(
+    "--dropping", default=0.0, show_default=True, help="Fraction that really drops out, each round."
+)
+@click.option("--seed", default=0, show_default=True, help="Reproduces everything, keys included.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the scores here."
+)
+@click.option(
+    "--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw the learning curves here."
+)
+@click.option(
+    "--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the model here, as .npz."
+)
+@_agreement
+def train(**o: Any) -> None:
+    """Train a model over simulated hospitals and compare it with the alternatives."""
+    with _clear_errors():
+        from fedavg import pictures
+        from fedavg.datasets import DATASETS, from_csv
+        from fedavg.experiment import make_model
+        from fedavg.server import FedAvg
+        from fedavg.train import LocalSGD
+
+        if o["csv_file"] is not None:
+            if o["label"] is None:
+                raise ValueError("--csv needs --label, the column to predict")
+            data = from_csv(o["csv_file"], o["label"], o["group"])
+        else:
+            data = DATASETS[o["dataset"]]()
+        kind = o["model"] or ("logistic" if data.classes else "linear")
+        settings = FedAvg(
+            make_model(kind, data), LocalSGD(o["epochs"], o["batch_size"], o["learning_rate"]), o["rounds"],
+            not o["equal_weights"], clipping_norm=o["clipping_norm"], bits=o["bits"],
+            tolerance=o["tolerance"], seed=o["seed"],
+        )  # fmt: skip
+        agreed = {k: o[k] for k in ("protocol", "threat_model", "corrupted", "dropout")} | {"task": "train"}
+        width = len(str(o["hospitals"]))
+        names = [f"hospital-{i:0{width}}" for i in range(1, o["hospitals"] + 1)]
+        stages = [s for s in _UPLOADS if s != "signatures" or o["threat_model"] != _THREATS[0]]
+        outcome = _compare(
+            data, kind, settings, agreed,
+            lambda found: random_dropouts(found, o["rounds"], o["dropping"], stages, o["seed"]),
+            names, o["partition"], o["alpha"], o["seed"],
+        )  # fmt: skip
+        if o["picture"] is not None:
+            pictures.learning_curves(outcome, f"{data.name}, {len(outcome.sizes)} hospitals", o["picture"])
+        if o["save"] is not None:
+            _save_model(o["save"], outcome)
+        if o["json_file"] is not None:
+            _write(o["json_file"], _summary(outcome))
+        _show(outcome, f"{data.name}, {len(outcome.sizes)} hospitals, {o['protocol']}, {o['threat_model']}")
+
+
+def random_dropouts(names: list[str], rounds: int, fraction: float, stages: list[str], seed: int) -> Dropouts:
+    """In each round, `fraction` of the hospitals vanish, each at a random stage."""
+    import numpy as np
+
+    if not 0 <= fraction < 1:
+        raise ValueError(f"dropping: expected a fraction from 0 to below 1, got {fraction}")
+    rng, count = np.random.default_rng([seed, 1]), int(fraction * len(names) + 1e-9)
+    return {
+        number: {
+            names[i]: stages[rng.integers(len(stages))] for i in rng.choice(len(names), count, replace=False)
+        }
+        for number in range(rounds)
+    }
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    first, second = outcome.metrics
+
+    def named(found: Any) -> dict[str, float]:
+        return {first: found.first, second: found.second}
+
+    return {
+        "hospitals": outcome.sizes,
+        "test_size": outcome.test_size,
+        "alone": {name: named(found) for name, found in outcome.alone.items()},
+        "plain": [named(found) for found in outcome.plain_scores],
+        "secure": [named(found) for found in outcome.secure_scores],
+        "pooled": named(outcome.pooled),
+        "difference": outcome.difference,
+        "included": [list(r.included) for r in outcome.secure],
+        "costs": {party: asdict(cost) for party, cost in outcome.aggregator.costs.items()},
+    }
+
+
+def _save_model(path: Path, outcome: Outcome) -> None:
+    import numpy as np
+
+    try:
+        with path.open("wb") as file:
+            np.savez(file, *outcome.model)
+    except OSError as error:
+        raise ValueError(f"{path}: the model cannot be written: {error}") from None
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written: {error}") from None
+
+
+# ------------------------------------------------------------------------------------ protocol alone
+
+
+@cli.command()
+@click.option("--clients", default=100, show_default=True, type=click.IntRange(3))
+@click.option(
+    "--dim", default=100_000, show_default=True, type=click.IntRange(1), help="Entries of a vector."
+)
+@click.option(
+    "--bits", default=16, show_default=True, type=click.IntRange(1, 63), help="Of an entry before the sum."
+)
+@click.option("--dropping", default=0.0, show_default=True, help="Fraction that really drops out.")
+@click.option(
+    "--at", type=click.Choice(_UPLOADS), default="masked", show_default=True, help="The stage they miss."
+)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw the costs here.")
+@_agreement
+def simulate(**o: Any) -> None:
+    """Run one session with every key, share and mask real; show what each stage costs."""
+    with _clear_errors():
+        from fedavg import pictures
+        from protocols.errors import Aborted
+        from protocols.simulator import simulate as run_session
+
+        count = int(o["dropping"] * o["clients"] + 1e-9)
+        if not 0 <= o["dropping"] < 1:
+            raise ValueError(f"dropping: expected a fraction from 0 to below 1, got {o['dropping']}")
+        width = len(str(o["clients"] - 1))
+        drop = {f"client-{i:0{width}}": o["at"] for i in range(count)}
+        agreed = {k: o[k] for k in ("protocol", "threat_model", "corrupted", "dropout")}
+        with _progress() as tell:
+            run = run_session(
+                o["clients"],
+                dim=o["dim"],
+                bound=1 << o["bits"],
+                drop=drop,
+                seed=o["seed"],
+                on_event=tell,
+                **agreed,
+            )
+        if o["picture"] is not None:
+            pictures.costs(run, o["picture"])
+        if o["as_json"]:
+            click.echo(json.dumps(_costs(run), indent=2))
+        else:
+            _show_costs(run)
+        if isinstance(run.result, Aborted):
+            raise run.result
+
+
+def _costs(run: Simulation) -> dict[str, Any]:
+    from protocols.errors import Aborted
+
+    session, result = run.session, run.result
+    return {
+        "clients": len(session.names), "dim": session.dim, "bits": session.ring.bits,
+        "protocol": session.protocol,
+        "threat_model": session.threat_model, "parameters": asdict(session.parameters),
+        "included": None if isinstance(result, Aborted) else len(result.included),
+        "aborted": str(result) if isinstance(result, Aborted) else None, "wall_seconds": run.seconds,
+        "stages": [
+            dict(
+                zip(
+                    ("stage", "client_cpu_mean", "client_cpu_max", "client_bytes_up", "client_bytes_down",
+                     "server_cpu"), row, strict=True,
+                )
+            )
+            for row in run.rows()
+        ],
+    }  # fmt: skip
+
+
+def _show_costs(run: Simulation) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from protocols.errors import Aborted
+
+    session = run.session
+    title = (
+        f"{session.protocol}, {session.threat_model}: {len(session.names)} clients, "
+        f"{session.parameters.degree} neighbours, threshold {session.parameters.threshold},\n"
+        f"{session.dim:,} entries of {session.ring.bits} bits"
+    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("stage")
+    for column in ("client ms", "slowest ms", "bytes up", "bytes down", "server ms"):
+        table.add_column(column, justify="right")
+    rows = run.rows()
+    for stage, mean, most, up, down, server in rows:
+        table.add_row(
+            stage, f"{mean * 1e3:.2f}", f"{most * 1e3:.2f}", f"{up:,}", f"{down:,}", f"{server * 1e3:.2f}"
+        )
+    table.add_row(
+        "all", f"{sum(r[1] for r in rows) * 1e3:.2f}", "", f"{sum(r[3] for r in rows):,}",
+        f"{sum(r[4] for r in rows):,}", f"{sum(r[5] for r in rows) * 1e3:.2f}", style="bold",
+    )  # fmt: skip
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table)
+    if not isinstance(run.result, Aborted):
+        included = len(run.result.included)
+        console.print(
+            f"The exact sum of {included} of {len(session.names)} clients, in {run.seconds:.1f} s.",
+            highlight=False,
+        )
+
+
+@cli.command()
+@click.option("--clients", required=True, type=click.IntRange(1))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_agreement
+def params(clients: int, as_json: bool, **o: Any) -> None:
+    """Find the degree and the thresholds for a cohort, or say why there are none."""
+    with _clear_errors():
+        from protocols.graph import parameters
+
+        found = parameters(clients, o["corrupted"], o["dropout"], o["protocol"], o["threat_model"])
+        if as_json:
+            click.echo(json.dumps(asdict(found), indent=2))
+            return
+        what = {
+            "neighbours each client masks with": found.degree,
+            "shares that open a secret": found.threshold,
+            "corrupted clients withstood": found.corrupted,
+            "dropouts withstood": found.dropped,
+            "fewest clients in a sum": found.min_included,
+            "signatures before anyone reveals": found.quorum or "none in this model",
+        }
+        for line, value in what.items():
+            click.echo(f"{line:<36}{value}")

@@ -1,0 +1,23 @@
+"""Bounding an update: its L2 norm is brought down to the clipping norm."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedavg.params import Floats
+
+
+def clip_l2(update: Floats, clipping_norm: float) -> Floats:
+    """`update` scaled to an L2 norm of at most `clipping_norm`; unchanged if it is below.
+
+    Raises `ValueError` for NaN or infinity: clipping would turn them into nonsense silently.
+    """
+    if not np.isfinite(update).all():
+        bad = int(np.flatnonzero(~np.isfinite(update))[0])
+        raise ValueError(f"update: expected finite numbers, entry {bad} is {update[bad]}")
+    # Scaling by the largest entry first keeps the squares from overflowing.
+    largest = float(np.abs(update).max(initial=0.0))
+    if largest == 0.0:
+        return update
+    norm = largest * float(np.linalg.norm(update / largest))
+    return update if norm <= clipping_norm else update * (clipping_norm / norm)

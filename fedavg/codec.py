@@ -1,0 +1,104 @@
+"""The way out and the way back: a weighted update becomes integers, a sum of them a weighted mean.
+
+Out: clip to norm C, scale by weight / max_weight (so every entry lies in [-C, C]), place on a grid of
+2^bits - 1 points whose middle is zero, round without bias. The weight itself is the last coordinate:
+private like the rest, exact because it is an integer.
+
+Back: sum, less the middle for each included client, times the step, times max_weight, divided by the
+sum of weights.
+
+Error: an entry of one client is off by less than `step`, so an entry of the mean by less than
+included * step * max_weight / (sum of weights). Clipping is not an error but a choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedavg.clip import clip_l2
+from fedavg.params import Floats
+from fedavg.quantize import round_stochastically
+from secagg.randomness import Rng, system
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How updates of `dim` floats travel. All clients of a session use the same.
+
+    clipping_norm  largest L2 norm of an update, in the update's own units
+    max_weight     largest weight (say, number of training samples); a larger one is refused, never cut
+    bits           the grid has 2^bits - 1 points, from 2 to 32 bits
+    """
+
+    dim: int
+    clipping_norm: float
+    max_weight: int = 1
+    bits: int = 16
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"dim: expected at least 1, got {self.dim}")
+        if not (np.isfinite(self.clipping_norm) and self.clipping_norm > 0):
+            raise ValueError(f"clipping_norm: expected a positive number, got {self.clipping_norm}")
+        if not 1 <= self.max_weight < 1 << 32:
+            raise ValueError(f"max_weight: expected 1 to 2^32 - 1, got {self.max_weight}")
+        if not 2 <= self.bits <= 32:
+            raise ValueError(f"bits: expected 2 to 32, got {self.bits}")
+
+    @property
+    def middle(self) -> int:
+        """The integer that stands for zero."""
+        return (1 << self.bits - 1) - 1
+
+    @property
+    def step(self) -> float:
+        """The distance of two grid points, in the units of a weighted update."""
+        return self.clipping_norm / self.middle
+
+    @property
+    def bound(self) -> int:
+        """Every entry that `encode` returns is below this, the weight included."""
+        return max(2 * self.middle + 1, self.max_weight + 1)
+
+    @property
+    def length(self) -> int:
+        """Entries of an encoded vector: the update and the weight."""
+        return self.dim + 1
+
+    def encode(self, update: Floats, weight: int = 1, rng: Rng = system) -> NDArray[np.int64]:
+        """An update and its weight as `length` integers from 0 to `bound` - 1.
+
+        Raises `ValueError` for NaN or infinity, a wrong shape or dtype, or a weight that is not an
+        integer from 1 to `max_weight`.
+        """
+        update = np.asarray(update)
+        if update.dtype.kind != "f" or update.shape != (self.dim,):
+            raise ValueError(
+                f"update: expected {self.dim} floats, got {update.dtype} of shape {update.shape}"
+            )
+        if isinstance(weight, bool) or not isinstance(weight, (int, np.integer)):
+            raise ValueError(f"weight: expected an integer, got {weight!r}")
+        if not 1 <= weight <= self.max_weight:
+            raise ValueError(f"weight: expected 1 to {self.max_weight} (max_weight), got {weight}")
+        scaled = clip_l2(update.astype(np.float64), self.clipping_norm) * (int(weight) / self.max_weight)
+        placed = np.clip(scaled / self.step, -self.middle, self.middle)  # a last bit beyond, by rounding
+        return np.append(round_stochastically(placed, rng) + self.middle, int(weight))
+
+    def decode(self, total: NDArray[Any], included: int) -> tuple[Floats, int]:
+        """The weighted mean of the `included` updates in the sum `total`, and the sum of their weights.
+
+        Raises `ValueError` if the sum cannot be one of that many encoded vectors.
+        """
+        total = np.asarray(total)
+        if total.shape != (self.length,):
+            raise ValueError(f"sum: expected {self.length} entries, got shape {total.shape}")
+        weights = int(total[-1])
+        if included < 1 or not included <= weights <= included * self.max_weight:
+            raise ValueError(f"sum: weights of {included} clients cannot add up to {weights}")
+        # Exact in float64 below 2^53: sums are at most included * 2^32.
+        centred = total[:-1].astype(np.float64) - float(included * self.middle)
+        return centred * (self.step * self.max_weight / weights), weights

@@ -1,0 +1,134 @@
+"""Data to train on: two medical sets that come with scikit-learn, or a CSV file of the user's own."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedavg.params import Floats
+
+CLASSIFICATION, REGRESSION = "classification", "regression"
+_MANY = 20  # a numeric label with more distinct values than this is a quantity, not a class
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Records `x` (records, features) and `y`: classes 0 to len(classes) - 1, or float targets."""
+
+    name: str
+    x: Floats
+    y: NDArray[Any]
+    features: tuple[str, ...]
+    classes: tuple[str, ...]
+    groups: tuple[str, ...] | None = None
+
+    @property
+    def task(self) -> str:
+        """Classification if there are classes, else regression."""
+        return CLASSIFICATION if self.classes else REGRESSION
+
+
+def breast_cancer() -> Dataset:
+    """Wisconsin diagnostic breast cancer: 569 tumours, 30 features of cell nuclei, malignant or benign.
+
+    W. Wolberg, O. Mangasarian, N. Street, W. Street (1995), UCI Machine Learning Repository. Class 1 is
+    malignant: what a doctor wants to find.
+    """
+    from sklearn.datasets import load_breast_cancer
+
+    data = load_breast_cancer()
+    names = tuple(str(n) for n in data.feature_names)
+    return Dataset(
+        "breast-cancer", data.data.astype(np.float64), 1 - data.target, names, ("benign", "malignant")
+    )
+
+
+def diabetes() -> Dataset:
+    """Diabetes progression: 442 patients, 10 features, a measure of progression after one year.
+
+    B. Efron, T. Hastie, I. Johnstone, R. Tibshirani (2004), "Least Angle Regression".
+    """
+    from sklearn.datasets import load_diabetes
+
+    data = load_diabetes(scaled=False)
+    return Dataset(
+        "diabetes",
+        data.data.astype(np.float64),
+        data.target.astype(np.float64),
+        tuple(data.feature_names),
+        (),
+    )
+
+
+DATASETS = {"breast-cancer": breast_cancer, "diabetes": diabetes}
+
+
+def from_csv(path: str | Path, label: str, group: str | None = None) -> Dataset:
+    """A CSV file with a header; every column but `label` and `group` must be numeric and complete.
+
+    `group` names the column that says which hospital a record belongs to. A label that is not numeric,
+    or takes at most 20 values that are all whole numbers, is a class; else it is a target. Raises
+    `ValueError` naming file, line and column for anything that cannot be used.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as CSV: {error}") from None
+    if len(rows) < 2:
+        raise ValueError(f"{path}: expected a header and at least one record")
+    header = rows[0]
+    if len(set(header)) != len(header):
+        raise ValueError(f"{path}: a column name occurs twice in the header")
+    for wanted in (label, group):
+        if wanted is not None and wanted not in header:
+            raise ValueError(f"{path}: no column {wanted!r}; the columns are {', '.join(header)}")
+    body = [(line, row) for line, row in enumerate(rows[1:], 2) if row]
+    for line, row in body:
+        if len(row) != len(header):
+            raise ValueError(f"{path}, line {line}: expected {len(header)} fields, got {len(row)}")
+    kept = [i for i, name in enumerate(header) if name not in (label, group)]
+    if not kept:
+        raise ValueError(f"{path}: no column is left for features")
+    x = np.array([[_number(path, line, header[i], row[i]) for i in kept] for line, row in body])
+    y, classes = _labels([row[header.index(label)].strip() for _, row in body], path, label)
+    groups = None if group is None else tuple(row[header.index(group)].strip() for _, row in body)
+    return Dataset(path.stem, x, y, tuple(header[i] for i in kept), classes, groups)
+
+
+def _number(path: Path, line: int, column: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{path}, line {line}, column {column!r}: expected a number, got {text!r}") from None
+    if not np.isfinite(value):
+        raise ValueError(f"{path}, line {line}, column {column!r}: expected a finite number, got {text!r}")
+    return value
+
+
+def _labels(texts: list[str], path: Path, label: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    if "" in texts:
+        raise ValueError(f"{path}, line {texts.index('') + 2}, column {label!r}: the label is missing")
+    try:
+        numbers = np.array([float(t) for t in texts])
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"{path}, column {label!r}: expected finite numbers")
+        whole = bool((numbers == np.rint(numbers)).all())
+        if not whole or len(np.unique(numbers)) > _MANY:
+            return numbers, ()
+        values, y = np.unique(numbers, return_inverse=True)
+        classes = tuple(str(int(v)) for v in values)
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        names, y = np.unique(np.array(texts), return_inverse=True)
+        classes = tuple(str(v) for v in names)
+    if len(classes) < 2:
+        raise ValueError(f"{path}, column {label!r}: expected at least two classes, got {len(classes)}")
+    return y.astype(np.int64), classes

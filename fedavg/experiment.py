@@ -1,0 +1,180 @@
+"""The comparison that `secagg demo` and `secagg train` show: alone, federated in the clear, federated
+under secure aggregation, and pooled, on one held-out test set.
+
+Everything is run for real: secure and plain federated averaging are two separate trainings, and that
+they agree bit for bit is measured, round by round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedavg.datasets import CLASSIFICATION, Dataset
+from fedavg.models import MLP, LinearRegression, LogisticRegression, Model
+from fedavg.params import Arrays, Floats
+from fedavg.partition import Partition
+from fedavg.round import Dropouts, PlainSum, SecureSum
+from fedavg.server import FedAvg, Hospitals, Round
+from fedavg.statistics import moments
+from protocols.errors import Aborted
+
+MODELS = ("logistic", "mlp", "linear")
+TEST_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """On the test set: accuracy and area under the ROC curve, or R squared and root mean squared error."""
+
+    first: float
+    second: float
+
+
+@dataclass
+class Outcome:
+    """What an experiment found. `scores` are by round; `difference` the largest between any parameter of
+    the secure and the plain training, over all rounds (None if they did not include the same hospitals)."""
+
+    metrics: tuple[str, str]
+    sizes: dict[str, int]
+    test_size: int
+    alone: dict[str, Score]
+    pooled: Score
+    plain: list[Round]
+    secure: list[Round]
+    plain_scores: list[Score]
+    secure_scores: list[Score]
+    difference: float
+    aggregator: SecureSum
+    dropouts: Dropouts
+    model: Arrays = field(repr=False)
+
+
+def make_model(kind: str, data: Dataset) -> Model:
+    """A model by name for a data set. Raises `ValueError` if they do not go together."""
+    features, classes = data.x.shape[1], len(data.classes)
+    if (kind == "linear") == (data.task == CLASSIFICATION):
+        raise ValueError(f"model {kind!r} does not fit {data.name}, which is for {data.task}")
+    if kind == "linear":
+        return LinearRegression(features)
+    return LogisticRegression(features, classes) if kind == "logistic" else MLP(features, classes)
+
+
+def split(data: Dataset, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices for training and for the held-out test (a quarter), stratified by class."""
+    from sklearn.model_selection import train_test_split
+
+    strata = data.y if data.task == CLASSIFICATION and np.bincount(data.y).min() >= 2 else None
+    train, test = train_test_split(
+        np.arange(len(data.y)), test_size=TEST_SHARE, random_state=seed, stratify=strata
+    )
+    return np.sort(train), np.sort(test)
+
+
+def score(model: Model, params: Arrays, x: Floats, y: NDArray[Any], task: str) -> Score:
+    """A model's score on records it has not seen."""
+    from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
+
+    found = model.scores(params, x)
+    if task != CLASSIFICATION:
+        return Score(float(r2_score(y, found)), float(np.sqrt(((found - y) ** 2).mean())))
+    accuracy = float(accuracy_score(y, found.argmax(axis=1)))
+    if found.shape[1] == 2:
+        return Score(accuracy, float(roc_auc_score(y, found[:, 1])))
+    return Score(
+        accuracy, float(roc_auc_score(y, found, multi_class="ovr", labels=np.arange(found.shape[1])))
+    )
+
+
+def run(
+    data: Dataset, kind: str, partition: Callable[[NDArray[np.int64]], Partition], settings: FedAvg,
+    agreed: Mapping[str, Any], dropouts: Callable[[list[str]], Dropouts], *, seed: int = 0,
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> Outcome:  # fmt: skip
+    """Run the whole comparison.
+
+    `partition` splits the training indices; `dropouts` gives the schedule for the sorted hospitals' names.
+    `on_step` is called with (what, done, of how many). Raises `Aborted` if the statistics cannot be
+    summed or no round succeeds.
+    """
+    tell = on_step or (lambda what, done, of: None)
+    model = settings.model
+    train, test = split(data, seed)
+    parts = {name: train[rows] for name, rows in partition(train).items()}
+    schedule = dropouts(sorted(parts))
+    standard = moments({name: data.x[rows] for name, rows in parts.items()}, SecureSum(agreed, seed=seed ^ 1))
+    x, y, restore = standard.standardise(data.x), data.y, None
+    if data.task != CLASSIFICATION:
+        targets = {name: data.y[rows, None] for name, rows in parts.items()}
+        restore = moments(targets, SecureSum(agreed, seed=seed ^ 2))
+        y = restore.standardise(data.y[:, None])[:, 0]
+    hospitals: Hospitals = {name: (x[rows], y[rows]) for name, rows in parts.items()}
+
+    def judge(params: Arrays) -> Score:
+        found = score(model, params, x[test], y[test], data.task)
+        if restore is None:
+            return found
+        return Score(found.first, found.second * float(restore.deviation[0]))
+
+    passes = settings.rounds * settings.local.epochs
+    alone = {}
+    for done, (name, (theirs, labels)) in enumerate(hospitals.items(), 1):
+        alone[name] = judge(_central(settings, theirs, labels, passes))
+        tell("each hospital alone", done, len(hospitals))
+    pooled = judge(_central(settings, x[train], y[train], passes))
+    plain = settings.run(
+        hospitals, PlainSum(schedule), lambda r: tell("plain FedAvg", r.number + 1, settings.rounds)
+    )
+    secure_sum = SecureSum(agreed, schedule, seed)
+    secure = settings.run(
+        hospitals, secure_sum, lambda r: tell("secure FedAvg", r.number + 1, settings.rounds)
+    )
+    failures = [r.aborted for r in secure if r.aborted is not None]
+    if len(failures) == len(secure):
+        raise failures[0]
+    metrics = ("accuracy", "AUC") if data.task == CLASSIFICATION else ("R²", "RMSE")
+    return Outcome(
+        metrics, {name: len(rows) for name, rows in parts.items()}, len(test), alone, pooled, plain, secure,
+        [judge(r.params) for r in plain], [judge(r.params) for r in secure], _difference(plain, secure),
+        secure_sum, schedule, secure[-1].params,
+    )  # fmt: skip
+
+
+def _central(settings: FedAvg, x: Floats, y: NDArray[Any], passes: int) -> Arrays:
+    """Ordinary training in one place, with as many passes over the data as the federation makes."""
+    rng = np.random.default_rng(settings.seed)
+    params = settings.model.initial(np.random.default_rng(settings.seed))
+    for _ in range(passes // settings.local.epochs):
+        params = settings.local(settings.model, params, x, y, rng)
+    return params
+
+
+def _difference(plain: list[Round], secure: list[Round]) -> float:
+    """The largest absolute difference of any parameter after any round; infinite if the lengths differ."""
+    if len(plain) != len(secure):
+        return float("inf")
+    return max(
+        float(np.abs(p - s).max())
+        for a, b in zip(plain, secure, strict=True)
+        for p, s in zip(a.params, b.params, strict=True)
+    )
+
+
+def who_dropped(outcome: Outcome) -> list[tuple[int, str, str]]:
+    """(round, hospital, stage) of every dropout that really happened, in order."""
+    return [
+        (r.number, fault.culprits[0], fault.stage)
+        for r in outcome.secure
+        for fault in r.faults
+        if len(fault.culprits) == 1
+    ]
+
+
+def aborted(outcome: Outcome) -> list[tuple[int, Aborted]]:
+    """The rounds that gave no sum, and why."""
+    return [(r.number, r.aborted) for r in outcome.secure if r.aborted is not None]

@@ -1,0 +1,1 @@
+"""Parties, rounds and messages: sans-I/O protocols over the primitives of `secagg`."""
