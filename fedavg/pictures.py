@@ -49,7 +49,7 @@ def learning_curves(outcome: Outcome, title: str, path: Path) -> None:
     axes.set_ylabel(f"{outcome.metrics[0]} on the test set")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(title, loc="left", fontsize=11)
-    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    axes.legend(facecolor="white", edgecolor="none", framealpha=1.0, loc="lower right", fontsize=9)
     _save(figure, path)
 
 

@@ -272,9 +272,7 @@ class ClientMachine(_Machine[ClientRules]):
         self._given = True
         self._pending = vector
         try:
-            return self._mask() if self.result is None else []
-        except Invalid as error:  # a key that the server passed on
-            return self._abort(str(error), (SERVER,))
+            return self._guarded(self._mask) if self.result is None else []
         except LocalError:
             self._given, self._pending = False, None
             raise
@@ -290,26 +288,34 @@ class ClientMachine(_Machine[ClientRules]):
     def _received(self, envelope: Envelope) -> list[Envelope]:
         if envelope.to != self.name or envelope.sender != SERVER:
             raise LocalError(f"misrouted: {envelope.sender!r} to {envelope.to!r}, delivered to {self.name!r}")
-        if self.result is not None and not self._handled:
-            return []
-        seal = digest(Label.STEP, envelope.session, envelope.body, bytes(envelope.frame))
-        if seal in self._handled:  # delivered twice: the same bytes again, or nothing if long past
-            return self.resend() if seal == self._handled[-1] else []
-        if self.result is not None:
+        if self._failed is not None:
             return []
         if envelope.session != self.session.hash:
             self._faults.append(Fault((SERVER,), self.stage, "a message of another session was ignored"))
             return []
+        seal = digest(Label.STEP, envelope.body)
+        if seal in self._handled:  # delivered again: the same bytes again, or nothing if long past
+            return self._guarded(lambda: self._mask() or self.resend()) if seal == self._handled[-1] else []
+        if self.result is not None:
+            return []
+        return self._guarded(lambda: self._decide(envelope, seal))
+
+    def _decide(self, envelope: Envelope, seal: bytes) -> list[Envelope]:
+        """Find the one step that this message may cause, and take it."""
+        if len(envelope.frame):
+            raise RemoteError("a frame where none belongs")
+        message = self._rules.codec.decode(envelope.body, self._rules.limit(self.session))
+        if isinstance(message, self._rules.stop):
+            raise Abort("the server stopped the session")
+        if type(message) not in self._legal():
+            raise RemoteError(f"{type(message).__name__} is not expected at stage {self.stage!r}")
+        # An early input is masked in the same breath; no step that leads to it sends anything itself.
+        return self._take(message, type(message), seal) or self._mask()
+
+    def _guarded(self, work: Callable[[], list[Envelope]]) -> list[Envelope]:
+        """Whatever the server did wrong ends this client's session, and names the server."""
         try:
-            if len(envelope.frame):
-                raise RemoteError("a frame where none belongs")
-            message = self._rules.codec.decode(envelope.body, self._rules.limit(self.session))
-            if isinstance(message, self._rules.stop):
-                raise Abort(f"the server stopped the session: {getattr(message, 'cause', '')}")
-            if type(message) not in self._legal():
-                raise RemoteError(f"{type(message).__name__} is not expected at stage {self.stage!r}")
-            # An early input is masked in the same breath; no step that leads to it sends anything itself.
-            return self._take(message, type(message), seal) or self._mask()
+            return work()
         except (RemoteError, Invalid) as error:
             return self._abort(str(error), (SERVER,))
         except Abort as abort:
@@ -344,7 +350,7 @@ class ClientMachine(_Machine[ClientRules]):
         self._pending, self._outbox, self._handled = None, [], []
         with suppress(LocalError):  # a clone that fell behind: it has nothing to send anyway
             self._commit([])
-        return [self._envelope(SERVER, self._rules.stop("client aborted"))]
+        return [self._envelope(SERVER, self._rules.stop())]
 
     def _check_unanswered(self) -> None:
         last = self._journal.last_answered(self._identity, self.session.task)
@@ -521,7 +527,7 @@ class ServerMachine(_Machine[ServerRules]):
         self._faults.append(Fault(culprits, stage, cause))
         self._failed = Aborted(stage, cause, culprits, self._revealed, self.faults, self._named())
         self._state, self._gathered, self._total = self._rules.ends(()), {}, None
-        sent = [self._envelope(names[i], self._rules.stop(cause)) for i in live]
+        sent = [self._envelope(names[i], self._rules.stop()) for i in live]
         self._commit(sent)
         return sent
 

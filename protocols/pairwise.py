@@ -120,9 +120,7 @@ class Revealed(Message, frozen=True, tag=9):
 
 
 class Stop(Message, frozen=True, tag=10):
-    """Either way: the sender has given up the session."""
-
-    cause: str
+    """Either way: the sender has given up the session. Why stays with it: no text comes from a peer."""
 
 
 _CODEC: Codec[Any] = Codec(
@@ -443,7 +441,7 @@ def mask_input(context: ClientContext, state: AwaitInput, event: Input) -> tuple
     subtract: list[bytes] = []
     for peer, public in state.peers.items():
         (add if index < peer else subtract).append(_pair_seed(session, own, public))
-    vector = event.vector  # the machine's own copy: it is masked in place
+    vector = event.vector.copy()  # the input stays as it is until the journal has this step
     prg.accumulate(session.ring, vector, add, subtract)
     session.ring.reduce(vector)
     after = AwaitSurvivors(state.setup, state.held, state.strangers)

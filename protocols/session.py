@@ -61,6 +61,10 @@ class Policy:
         for what, value, floor in found:
             if value < floor:
                 raise LocalError(f"policy: {what} must be at least {floor}, the session has {value}")
+        if self.min_included > len(session.names):
+            raise LocalError(
+                f"policy: at least {self.min_included} must be included, the cohort has {len(session.names)}"
+            )
         if session.threat_model not in self.threat_models:
             raise LocalError(
                 f"policy: threat model must be one of {', '.join(self.threat_models)}; "
