@@ -22,7 +22,7 @@ more corrupted or dropped clients than the session's parameters allow; a server 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -360,17 +360,14 @@ def share_keys(context: ClientContext, state: AwaitRoster, message: Roster) -> t
             boxes.append(box.seal(channels[holder], plain, _associated(session, index, holder), rng))
     peers = {peer: their.mask for peer, their in advertised.items()}
     setup = _setup(session, message.graph_seed)
-    dealt = Dealt(
-        _seed_commitment(session, index, state.seed), b"".join(boxes), b"".join(commitments)
-    )  # fmt: skip
+    commitment = _seed_commitment(session, index, state.seed)
+    dealt = Dealt(commitment, b"".join(boxes), b"".join(commitments))
     neighbours = graph.neighbours(index)
     after = AwaitShares(state.mask, state.seed, setup, channels, peers, kept, neighbours)
     return after, [(0, dealt, b"")]
 
 
-def _read_roster(
-    session: Session, neighbours: tuple[int, ...], message: Roster
-) -> dict[int, Advertise]:  # fmt: skip
+def _read_roster(session: Session, neighbours: tuple[int, ...], message: Roster) -> dict[int, Advertise]:
     """Check everything a roster says. Only the server can have made a bad one: it checked these first."""
     places = members(message.present, len(neighbours))
     if len(places) != len(message.advertised):
@@ -548,8 +545,9 @@ class AwaitMasked(State, frozen=True):
 
 
 class AwaitSignatures(State, frozen=True):
-    """Round 3: gathering `Signed`. From here on `included` is frozen."""
+    """Round 3: gathering `Signed` of `statement`. From here on `included` is frozen."""
 
+    statement: bytes
     graph_seed: bytes
     advertised: set[int]
     mask_keys: dict[int, bytes]
@@ -608,10 +606,8 @@ def publish_roster(
     for i in sorted(present):
         neighbours = graph.neighbours(i)
         there = [p for p, j in enumerate(neighbours) if j in present]
-        roster = Roster(
-            state.graph_seed, bitmap(there, len(neighbours)), [present[neighbours[p]] for p in there]
-        )  # fmt: skip
-        outbox.append((i, roster, b""))
+        theirs = [present[neighbours[p]] for p in there]
+        outbox.append((i, Roster(state.graph_seed, bitmap(there, len(neighbours)), theirs), b""))
     return AwaitDealings(state.graph_seed, present), outbox, faults
 
 
@@ -625,9 +621,9 @@ def accept_dealing(context: ServerContext, state: AwaitDealings, sender: int, me
     _check_length("commitments", message.commitments, len(holders) * _pair_bytes(session))
 
 
-def _present_holders(graph: Graph, dealer: int, present: Iterable[int]) -> list[int]:
-    there = present if isinstance(present, (set, dict)) else set(present)
-    return [h for h in graph.holders(dealer) if h in there]
+def _present_holders(graph: Graph, dealer: int, present: Container[int]) -> list[int]:
+    """The holders that had advertised keys when shares were dealt: the order of a dealer's blobs."""
+    return [h for h in graph.holders(dealer) if h in present]
 
 
 def forward_shares(
@@ -637,8 +633,8 @@ def forward_shares(
     session = context.session
     _check_enough(context, gathered, "dealt shares", [])
     graph, box_size, pair_size = session.graph(state.graph_seed), _box_bytes(session), _pair_bytes(session)
-    held_by: dict[int, list[int]] = {i: _present_holders(graph, i, state.keys) for i in state.keys}
-    places = {i: {h: p for p, h in enumerate(held_by[i])} for i in gathered}
+    held_by = {i: _present_holders(graph, i, state.keys) for i in gathered}
+    places = {i: _places(graph, i, state.keys) for i in gathered}
     outbox: Outbox = []
     for i in sorted(gathered):
         dealers = [d for d in held_by[i] if d in gathered]
@@ -654,9 +650,7 @@ def forward_shares(
         outbox.append((i, Shares(there, b"".join(boxes), b"".join(pairs)), b""))
     mask_keys = {i: keys.mask for i, keys in state.keys.items() if i in gathered}
     # The boxes are on their way and not needed again; commitments are, and of whom they are.
-    dealt = {
-        i: Dealt(message.seed_commitment, b"", message.commitments) for i, message in gathered.items()
-    }  # fmt: skip
+    dealt = {i: Dealt(m.seed_commitment, b"", m.commitments) for i, m in gathered.items()}
     return AwaitMasked(state.graph_seed, set(state.keys), mask_keys, dealt), outbox, []
 
 
@@ -684,8 +678,11 @@ def ask_survivors(
             )
     question = Survivors(bitmap(included, len(session.names)))
     outbox: Outbox = [(i, question, b"") for i in included]
-    following = AwaitSignatures if session.signed else AwaitReveals
-    return following(state.graph_seed, state.advertised, state.mask_keys, state.dealt, included), outbox, []
+    known = (state.graph_seed, state.advertised, state.mask_keys, state.dealt, included)
+    if not session.signed:
+        return AwaitReveals(*known), outbox, []
+    statement = _signed_survivors(_setup(session, state.graph_seed), question.included)
+    return AwaitSignatures(statement, *known), outbox, []
 
 
 def _needed(graph: Graph, dealer: int, alive: set[int]) -> bool:
@@ -697,10 +694,7 @@ def accept_signature(
     context: ServerContext, state: AwaitSignatures, sender: int, message: Signed, _: Any
 ) -> None:
     """Round 3: a survivor's signature over the set."""
-    session = context.session
-    included = bitmap(state.included, len(session.names))
-    statement = _signed_survivors(_setup(session, state.graph_seed), included)
-    keys.verify(session.identities[sender], statement, message.signature)
+    keys.verify(context.session.identities[sender], state.statement, message.signature)
 
 
 def pass_quorum(
@@ -773,35 +767,42 @@ def _sort_reveals(
     """Dealer -> holder -> share, each checked: blame for a bad one falls on holder or dealer alone."""
     session, included = context.session, set(state.included)
     openings: dict[int, dict[int, bytes]] = {d: {} for d in state.dealt}
+    places = {d: _places(graph, d, state.advertised) for d in state.dealt} if session.signed else {}
     faults: list[Fault] = []
     for holder in sorted(gathered):
         given, missing = _read_reveal(context, state, holder, gathered[holder])
         for dealer in missing:
             pair = (context.name(dealer), context.name(holder))
             faults.append(Fault(pair, "reveals", "disputed share: one sealed it badly or the other lies"))
+        shares = {dealer: opening[: shamir.SHARE_BYTES] for dealer, opening in given.items()}
+        bad = [list(shares)[place] for place in shamir.malformed(list(shares.values()))]
         for dealer, opening in given.items():
             kind = 0 if dealer in included else 1
-            if session.signed and not _kept_promise(session, state, graph, dealer, holder, kind, opening):
+            if session.signed and not _kept_promise(
+                session, state.dealt[dealer], dealer, holder, places[dealer][holder], kind, opening
+            ):
                 cause = f"its share of {context.name(dealer)}'s secret breaks the commitment: ignored"
                 faults.append(Fault((context.name(holder),), "reveals", cause))
                 continue
-            try:
-                shamir.check(opening[: shamir.SHARE_BYTES])
-            except Invalid as error:  # the dealer committed to it, if there are commitments
+            if dealer in bad:  # the dealer committed to it, if there are commitments
                 culprit = dealer if session.signed else holder
-                faults.append(Fault((context.name(culprit),), "reveals", f"{error}: ignored"))
+                faults.append(Fault((context.name(culprit),), "reveals", "a malformed share: ignored"))
                 continue
-            openings[dealer][holder] = opening[: shamir.SHARE_BYTES]
+            openings[dealer][holder] = shares[dealer]
     return openings, faults
 
 
+def _places(graph: Graph, dealer: int, present: Container[int]) -> dict[int, int]:
+    """Holder -> its place among those to whom this dealer dealt."""
+    return {h: place for place, h in enumerate(_present_holders(graph, dealer, present))}
+
+
 def _kept_promise(
-    session: Session, state: AwaitReveals, graph: Graph, dealer: int, holder: int, kind: int, opening: bytes
+    session: Session, dealt: Dealt, dealer: int, holder: int, place: int, kind: int, opening: bytes
 ) -> bool:
     """Whether an opening is what its dealer committed to when the shares were dealt."""
-    holders = _present_holders(graph, dealer, state.advertised)
-    start = (2 * holders.index(holder) + kind) * COMMITMENT_BYTES
-    promised = state.dealt[dealer].commitments[start : start + COMMITMENT_BYTES]
+    start = (2 * place + kind) * COMMITMENT_BYTES
+    promised = dealt.commitments[start : start + COMMITMENT_BYTES]
     return _share_commitment(session, dealer, holder, _KINDS[kind], opening) == promised
 
 

@@ -77,6 +77,11 @@ def check(share: bytes) -> None:
     _from_bytes_checked([share])
 
 
+def malformed(shares: Sequence[bytes]) -> list[int]:
+    """Which of `shares`, each of 34 bytes, are not the one encoding of a share: their places."""
+    return [int(i) for i in np.flatnonzero((_from_bytes(shares) >= field.P).any(axis=1))]
+
+
 def _to_bytes(values: Elements) -> NDArray[np.uint8]:
     """(..., 16) elements to (..., 34) bytes."""
     bits = (values[..., None] >> np.arange(_BITS)) & 1
@@ -86,11 +91,16 @@ def _to_bytes(values: Elements) -> NDArray[np.uint8]:
 
 def _from_bytes_checked(row: Sequence[bytes]) -> Elements:
     """A row of shares to (len(row), 16) elements."""
+    values = _from_bytes(row)
+    if values.size and values.max() >= field.P:
+        raise Invalid("share: a limb is not a field element")
+    return values
+
+
+def _from_bytes(row: Sequence[bytes]) -> Elements:
     for share in row:
         exact_length("share", share, SHARE_BYTES)
     raw = np.frombuffer(b"".join(row), np.uint8).reshape(len(row), SHARE_BYTES)
     bits = np.unpackbits(raw, axis=-1, bitorder="little").reshape(len(row), _LIMBS, _BITS)
-    values = bits.astype(np.int64) @ (1 << np.arange(_BITS))
-    if values.size and values.max() >= field.P:
-        raise Invalid("share: a limb is not a field element")
+    values: Elements = bits.astype(np.int64) @ (1 << np.arange(_BITS))
     return values
