@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _THREATS = ("honest-but-curious", "semi-malicious", "malicious")
 _PROTOCOLS = ("secagg", "secagg+")
 _UPLOADS = ("keys", "shares", "masked", "signatures", "reveals")
+_FRACTION = click.FloatRange(0, 1, max_open=True)
+_SEED = click.IntRange(0, 2**63 - 1)
+_FILE = click.Path(dir_okay=False, path_type=Path)
 _CITIES = ("bern", "brno", "cork", "gent", "graz", "lyon", "oslo", "pisa", "riga", "york")
 
 
@@ -35,6 +38,10 @@ def _clear_errors() -> Iterator[None]:
         yield
     except (LocalError, ValueError, Aborted) as error:
         raise click.ClickException(str(error)) from None
+    except MemoryError:
+        raise click.ClickException(
+            "this does not fit into memory: fewer clients or entries, please"
+        ) from None
     except ModuleNotFoundError as error:
         if error.name not in ("sklearn", "matplotlib"):
             raise
@@ -66,10 +73,14 @@ def _agreement(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say which protocol, against whom."""
     for option in (
         click.option(
-            "--dropout", default=0.1, show_default=True, help="Fraction of clients that may vanish."
+            "--dropout", type=_FRACTION, default=0.1, show_default=True, help="Fraction that may vanish."
         ),
         click.option(
-            "--corrupted", default=0.1, show_default=True, help="Fraction of clients that may be corrupted."
+            "--corrupted",
+            type=_FRACTION,
+            default=0.1,
+            show_default=True,
+            help="Fraction that may be corrupted.",
         ),
         click.option("--threat-model", type=click.Choice(_THREATS), default=_THREATS[0], show_default=True),
         click.option("--protocol", type=click.Choice(_PROTOCOLS), default=_PROTOCOLS[0], show_default=True),
@@ -96,10 +107,12 @@ _DEMO_DROPOUTS = {
 
 
 @cli.command()
-@click.option("--seed", default=3, show_default=True, help="Reproduces everything, keys included.")
+@click.option(
+    "--seed", type=_SEED, default=3, show_default=True, help="Reproduces everything, keys included."
+)
 @click.option("--rounds", default=20, show_default=True, type=click.IntRange(1))
 @click.option(
-    "--picture", type=click.Path(dir_okay=False, path_type=Path), default=Path("secagg-demo.png"),
+    "--picture", type=_FILE, default=Path("secagg-demo.png"),
     show_default=True, help="Where the learning curves go.",
 )  # fmt: skip
 def demo(seed: int, rounds: int, picture: Path) -> None:
@@ -111,6 +124,7 @@ def demo(seed: int, rounds: int, picture: Path) -> None:
         from fedavg.server import FedAvg
         from fedavg.train import LocalSGD
 
+        _check_writable(picture)
         data = breast_cancer()
         settings = FedAvg(
             make_model("logistic", data), LocalSGD(3, 16, 0.05), rounds, seed=seed, clipping_norm=6.0
@@ -119,7 +133,6 @@ def demo(seed: int, rounds: int, picture: Path) -> None:
         agreed = {"threat_model": "malicious", "corrupted": 0.3, "dropout": 0.3, "task": "demo"}
         outcome = _compare(
             data,
-            "logistic",
             settings,
             agreed,
             lambda _: _DEMO_DROPOUTS,
@@ -136,8 +149,8 @@ def demo(seed: int, rounds: int, picture: Path) -> None:
 
 
 def _compare(
-    data: Any, kind: str, settings: Any, agreed: dict[str, Any], dropouts: Any, names: list[str],
-    partition: str, alpha: float, seed: int,
+    data: Any, settings: Any, agreed: dict[str, Any], dropouts: Any, names: list[str],
+    partition: str, alpha: float, seed: int, max_records: int | None = None,
 ) -> Outcome:  # fmt: skip
     import numpy as np
 
@@ -164,13 +177,16 @@ def _compare(
         return ways.dirichlet(quartile, names, rng, alpha, least=4)
 
     with _progress("each hospital alone", "plain FedAvg", "secure FedAvg") as tell:
-        return experiment.run(data, kind, part, settings, agreed, dropouts, seed=seed, on_step=tell)
+        return experiment.run(
+            data, part, settings, agreed, dropouts, seed=seed, max_records=max_records, on_step=tell
+        )
 
 
 def _show(outcome: Outcome, title: str) -> None:
     """The table at the end, and who dropped out when."""
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from fedavg.experiment import aborted, who_dropped
@@ -178,7 +194,7 @@ def _show(outcome: Outcome, title: str) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 100)
     first, second = outcome.metrics
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column("model trained")
     table.add_column(first, justify="right")
     table.add_column(second, justify="right")
@@ -217,13 +233,16 @@ def _show(outcome: Outcome, title: str) -> None:
     included = {r.number: len(r.included) for r in outcome.secure}
     gone: dict[int, list[str]] = {}
     for number, name, stage in who_dropped(outcome):
-        gone.setdefault(number, []).append(f"{name} ({stage})")
+        gone.setdefault(number, []).append(escape(f"{name} ({stage})"))
     for number, names in gone.items():
         table.add_row(str(number + 1), ", ".join(names), f"{included[number]} of {len(outcome.sizes)}")
     if gone:
         console.print(table)
     for number, why in aborted(outcome):
-        console.print(f"Round {number + 1} gave no sum and left the model as it was: {why}", highlight=False)
+        console.print(
+            f"Round {number + 1} gave no sum and left the model as it was: {escape(str(why))}",
+            highlight=False,
+        )
 
 
 @cli.command()
@@ -252,19 +271,20 @@ def _show(outcome: Outcome, title: str) -> None:
 @click.option("--bits", default=16, show_default=True, help="Of the grid on which updates are sent.")
 @click.option("--tolerance", default=0.0, show_default=True, help="Stop when the mean update is smaller.")
 @click.option("--equal-weights", is_flag=True, help="Every hospital counts 1, whatever its size.")
+@click.option("--max-records", type=click.IntRange(1), help="Public bound on a hospital's records.")
 @click.option(
-    "--dropping", default=0.0, show_default=True, help="Fraction that really drops out, each round."
-)
-@click.option("--seed", default=0, show_default=True, help="Reproduces everything, keys included.")
-@click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the scores here."
-)
-@click.option(
-    "--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw the learning curves here."
+    "--dropping",
+    type=_FRACTION,
+    default=0.0,
+    show_default=True,
+    help="Fraction that really drops out, each round.",
 )
 @click.option(
-    "--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the model here, as .npz."
+    "--seed", type=_SEED, default=0, show_default=True, help="Reproduces everything, keys included."
 )
+@click.option("--json", "json_file", type=_FILE, help="Write the scores here.")
+@click.option("--picture", type=_FILE, help="Draw the learning curves here.")
+@click.option("--save", type=_FILE, help="Write the model here, as .npz.")
 @_agreement
 def train(**o: Any) -> None:
     """Train a model over simulated hospitals and compare it with the alternatives."""
@@ -275,6 +295,9 @@ def train(**o: Any) -> None:
         from fedavg.server import FedAvg
         from fedavg.train import LocalSGD
 
+        _check_writable(o["picture"], o["save"], o["json_file"])
+        if o["csv_file"] is None and (o["label"] or o["group"]):
+            raise ValueError("--label and --group go with --csv")
         if o["csv_file"] is not None:
             if o["label"] is None:
                 raise ValueError("--csv needs --label, the column to predict")
@@ -292,9 +315,9 @@ def train(**o: Any) -> None:
         names = [f"hospital-{i:0{width}}" for i in range(1, o["hospitals"] + 1)]
         stages = [s for s in _UPLOADS if s != "signatures" or o["threat_model"] != _THREATS[0]]
         outcome = _compare(
-            data, kind, settings, agreed,
+            data, settings, agreed,
             lambda found: random_dropouts(found, o["rounds"], o["dropping"], stages, o["seed"]),
-            names, o["partition"], o["alpha"], o["seed"],
+            names, o["partition"], o["alpha"], o["seed"], o["max_records"],
         )  # fmt: skip
         if o["picture"] is not None:
             pictures.learning_curves(outcome, f"{data.name}, {len(outcome.sizes)} hospitals", o["picture"])
@@ -309,8 +332,6 @@ def random_dropouts(names: list[str], rounds: int, fraction: float, stages: list
     """In each round, `fraction` of the hospitals vanish, each at a random stage."""
     import numpy as np
 
-    if not 0 <= fraction < 1:
-        raise ValueError(f"dropping: expected a fraction from 0 to below 1, got {fraction}")
     rng, count = np.random.default_rng([seed, 1]), int(fraction * len(names) + 1e-9)
     return {
         number: {
@@ -349,6 +370,13 @@ def _save_model(path: Path, outcome: Outcome) -> None:
         raise ValueError(f"{path}: the model cannot be written: {error}") from None
 
 
+def _check_writable(*paths: Path | None) -> None:
+    """Before the work, not after it."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path}: there is no such folder")
+
+
 def _write(path: Path, content: dict[str, Any]) -> None:
     try:
         path.write_text(json.dumps(content, indent=2) + "\n")
@@ -367,13 +395,15 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 @click.option(
     "--bits", default=16, show_default=True, type=click.IntRange(1, 63), help="Of an entry before the sum."
 )
-@click.option("--dropping", default=0.0, show_default=True, help="Fraction that really drops out.")
+@click.option(
+    "--dropping", type=_FRACTION, default=0.0, show_default=True, help="Fraction that really drops out."
+)
 @click.option(
     "--at", type=click.Choice(_UPLOADS), default="masked", show_default=True, help="The stage they miss."
 )
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=_SEED, default=0, show_default=True, help="Reproduces everything.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw the costs here.")
+@click.option("--picture", type=_FILE, help="Draw the costs here.")
 @_agreement
 def simulate(**o: Any) -> None:
     """Run one session with every key, share and mask real; show what each stage costs."""
@@ -382,9 +412,10 @@ def simulate(**o: Any) -> None:
         from protocols.errors import Aborted
         from protocols.simulator import simulate as run_session
 
+        if o["at"] == "signatures" and o["threat_model"] == _THREATS[0]:
+            raise ValueError(f"nothing is signed in the {_THREATS[0]} model: choose another stage with --at")
+        _check_writable(o["picture"])
         count = int(o["dropping"] * o["clients"] + 1e-9)
-        if not 0 <= o["dropping"] < 1:
-            raise ValueError(f"dropping: expected a fraction from 0 to below 1, got {o['dropping']}")
         width = len(str(o["clients"] - 1))
         drop = {f"client-{i:0{width}}": o["at"] for i in range(count)}
         agreed = {k: o[k] for k in ("protocol", "threat_model", "corrupted", "dropout")}

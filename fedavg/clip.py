@@ -15,9 +15,10 @@ def clip_l2(update: Floats, clipping_norm: float) -> Floats:
     if not np.isfinite(update).all():
         bad = int(np.flatnonzero(~np.isfinite(update))[0])
         raise ValueError(f"update: expected finite numbers, entry {bad} is {update[bad]}")
-    # Scaling by the largest entry first keeps the squares from overflowing.
+    # Scaling by the largest entry first keeps squares and norm from overflowing.
     largest = float(np.abs(update).max(initial=0.0))
     if largest == 0.0:
         return update
-    norm = largest * float(np.linalg.norm(update / largest))
-    return update if norm <= clipping_norm else update * (clipping_norm / norm)
+    scaled = update / largest
+    norm = float(np.linalg.norm(scaled))
+    return update if largest * norm <= clipping_norm else scaled * (clipping_norm / norm)

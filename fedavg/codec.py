@@ -40,14 +40,16 @@ class Codec:
     bits: int = 16
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ValueError(f"dim: expected at least 1, got {self.dim}")
-        if not (np.isfinite(self.clipping_norm) and self.clipping_norm > 0):
-            raise ValueError(f"clipping_norm: expected a positive number, got {self.clipping_norm}")
-        if not 1 <= self.max_weight < 1 << 32:
-            raise ValueError(f"max_weight: expected 1 to 2^32 - 1, got {self.max_weight}")
-        if not 2 <= self.bits <= 32:
-            raise ValueError(f"bits: expected 2 to 32, got {self.bits}")
+        for name, low, high in (("dim", 1, 1 << 40), ("max_weight", 1, (1 << 32) - 1), ("bits", 2, 32)):
+            value = getattr(self, name)
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, np.integer))
+                or not low <= value <= high
+            ):
+                raise ValueError(f"{name}: expected an integer from {low} to {high}, got {value!r}")
+        if not 1e-100 <= self.clipping_norm <= 1e100:  # far from where the step would underflow
+            raise ValueError(f"clipping_norm: expected a positive number to 1e100, got {self.clipping_norm}")
 
     @property
     def middle(self) -> int:

@@ -78,18 +78,19 @@ def from_csv(path: str | Path, label: str, group: str | None = None) -> Dataset:
     path = Path(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
+            reader = csv.reader(file)
+            header = next(reader, [])
+            body = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as CSV: {error}") from None
-    if len(rows) < 2:
+    if not body:
         raise ValueError(f"{path}: expected a header and at least one record")
-    header = rows[0]
-    if len(set(header)) != len(header):
-        raise ValueError(f"{path}: a column name occurs twice in the header")
+    twice = [name for name in header if header.count(name) > 1]
+    if twice:
+        raise ValueError(f"{path}: the column {twice[0]!r} occurs twice in the header")
     for wanted in (label, group):
         if wanted is not None and wanted not in header:
             raise ValueError(f"{path}: no column {wanted!r}; the columns are {', '.join(header)}")
-    body = [(line, row) for line, row in enumerate(rows[1:], 2) if row]
     for line, row in body:
         if len(row) != len(header):
             raise ValueError(f"{path}, line {line}: expected {len(header)} fields, got {len(row)}")
@@ -97,9 +98,16 @@ def from_csv(path: str | Path, label: str, group: str | None = None) -> Dataset:
     if not kept:
         raise ValueError(f"{path}: no column is left for features")
     x = np.array([[_number(path, line, header[i], row[i]) for i in kept] for line, row in body])
-    y, classes = _labels([row[header.index(label)].strip() for _, row in body], path, label)
-    groups = None if group is None else tuple(row[header.index(group)].strip() for _, row in body)
+    y, classes = _labels(path, label, [(line, row[header.index(label)].strip()) for line, row in body])
+    groups = None if group is None else tuple(_group(path, line, group, row, header) for line, row in body)
     return Dataset(path.stem, x, y, tuple(header[i] for i in kept), classes, groups)
+
+
+def _group(path: Path, line: int, group: str, row: list[str], header: list[str]) -> str:
+    name = row[header.index(group)].strip()
+    if not name:
+        raise ValueError(f"{path}, line {line}, column {group!r}: the hospital's name is missing")
+    return name
 
 
 def _number(path: Path, line: int, column: str, text: str) -> float:
@@ -112,23 +120,23 @@ def _number(path: Path, line: int, column: str, text: str) -> float:
     return value
 
 
-def _labels(texts: list[str], path: Path, label: str) -> tuple[NDArray[Any], tuple[str, ...]]:
-    if "" in texts:
-        raise ValueError(f"{path}, line {texts.index('') + 2}, column {label!r}: the label is missing")
+def _labels(path: Path, label: str, texts: list[tuple[int, str]]) -> tuple[NDArray[Any], tuple[str, ...]]:
+    for line, text in texts:
+        if not text:
+            raise ValueError(f"{path}, line {line}, column {label!r}: the label is missing")
     try:
-        numbers = np.array([float(t) for t in texts])
+        numbers = np.array([float(text) for _, text in texts])
+    except ValueError:  # names of classes
+        names, y = np.unique(np.array([text for _, text in texts]), return_inverse=True)
+        classes = tuple(str(v) for v in names)
+    else:
         if not np.isfinite(numbers).all():
-            raise ValueError(f"{path}, column {label!r}: expected finite numbers")
-        whole = bool((numbers == np.rint(numbers)).all())
-        if not whole or len(np.unique(numbers)) > _MANY:
+            line, text = texts[int(np.flatnonzero(~np.isfinite(numbers))[0])]
+            raise ValueError(f"{path}, line {line}, column {label!r}: expected a finite number, got {text!r}")
+        if (numbers != np.rint(numbers)).any() or len(np.unique(numbers)) > _MANY:
             return numbers, ()
         values, y = np.unique(numbers, return_inverse=True)
         classes = tuple(str(int(v)) for v in values)
-    except ValueError as error:
-        if str(path) in str(error):
-            raise
-        names, y = np.unique(np.array(texts), return_inverse=True)
-        classes = tuple(str(v) for v in names)
     if len(classes) < 2:
         raise ValueError(f"{path}, column {label!r}: expected at least two classes, got {len(classes)}")
     return y.astype(np.int64), classes

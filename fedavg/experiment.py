@@ -8,7 +8,7 @@ they agree bit for bit is measured, round by round.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from protocols.errors import Aborted
 
 MODELS = ("logistic", "mlp", "linear")
 TEST_SHARE = 0.25
+LEAST_OF_A_CLASS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Score:
 @dataclass
 class Outcome:
     """What an experiment found. `scores` are by round; `difference` the largest between any parameter of
-    the secure and the plain training, over all rounds (None if they did not include the same hospitals)."""
+    the secure and the plain training, over all rounds. A round without a sum is left out of both."""
 
     metrics: tuple[str, str]
     sizes: dict[str, int]
@@ -69,7 +70,14 @@ def split(data: Dataset, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64
     """Indices for training and for the held-out test (a quarter), stratified by class."""
     from sklearn.model_selection import train_test_split
 
-    strata = data.y if data.task == CLASSIFICATION and np.bincount(data.y).min() >= 2 else None
+    strata = data.y if data.task == CLASSIFICATION else None
+    if strata is not None:
+        for label, count in zip(data.classes, np.bincount(strata, minlength=len(data.classes)), strict=True):
+            if count < LEAST_OF_A_CLASS:
+                raise ValueError(
+                    f"{data.name}: class {label!r} has {count} records; at least {LEAST_OF_A_CLASS} are "
+                    "needed to test on some of them"
+                )
     train, test = train_test_split(
         np.arange(len(data.y)), test_size=TEST_SHARE, random_state=seed, stratify=strata
     )
@@ -92,26 +100,32 @@ def score(model: Model, params: Arrays, x: Floats, y: NDArray[Any], task: str) -
 
 
 def run(
-    data: Dataset, kind: str, partition: Callable[[NDArray[np.int64]], Partition], settings: FedAvg,
+    data: Dataset, partition: Callable[[NDArray[np.int64]], Partition], settings: FedAvg,
     agreed: Mapping[str, Any], dropouts: Callable[[list[str]], Dropouts], *, seed: int = 0,
-    on_step: Callable[[str, int, int], None] | None = None,
+    max_records: int | None = None, on_step: Callable[[str, int, int], None] | None = None,
 ) -> Outcome:  # fmt: skip
     """Run the whole comparison.
 
     `partition` splits the training indices; `dropouts` gives the schedule for the sorted hospitals' names.
-    `on_step` is called with (what, done, of how many). Raises `Aborted` if the statistics cannot be
-    summed or no round succeeds.
+    `max_records` is the public bound on a hospital's records; by default, as this is a simulation, the next
+    power of two above the largest. `on_step` is called with (what, done, of how many).
+
+    Raises `Aborted` if the statistics cannot be summed or no round succeeds.
     """
     tell = on_step or (lambda what, done, of: None)
-    model = settings.model
     train, test = split(data, seed)
     parts = {name: train[rows] for name, rows in partition(train).items()}
+    if max_records is None:
+        max_records = 1 << max(len(rows) for rows in parts.values()).bit_length()
+    settings = replace(settings, max_weight=max_records)
+    model = settings.model
     schedule = dropouts(sorted(parts))
-    standard = moments({name: data.x[rows] for name, rows in parts.items()}, SecureSum(agreed, seed=seed ^ 1))
+    tables = {name: data.x[rows] for name, rows in parts.items()}
+    standard = moments(tables, SecureSum({**agreed, "task": "features"}, seed=seed), max_records)
     x, y, restore = standard.standardise(data.x), data.y, None
     if data.task != CLASSIFICATION:
         targets = {name: data.y[rows, None] for name, rows in parts.items()}
-        restore = moments(targets, SecureSum(agreed, seed=seed ^ 2))
+        restore = moments(targets, SecureSum({**agreed, "task": "targets"}, seed=seed), max_records)
         y = restore.standardise(data.y[:, None])[:, 0]
     hospitals: Hospitals = {name: (x[rows], y[rows]) for name, rows in parts.items()}
 
@@ -127,16 +141,15 @@ def run(
         alone[name] = judge(_central(settings, theirs, labels, passes))
         tell("each hospital alone", done, len(hospitals))
     pooled = judge(_central(settings, x[train], y[train], passes))
-    plain = settings.run(
-        hospitals, PlainSum(schedule), lambda r: tell("plain FedAvg", r.number + 1, settings.rounds)
-    )
     secure_sum = SecureSum(agreed, schedule, seed)
     secure = settings.run(
         hospitals, secure_sum, lambda r: tell("secure FedAvg", r.number + 1, settings.rounds)
     )
-    failures = [r.aborted for r in secure if r.aborted is not None]
+    failures = {r.number: r.aborted for r in secure if r.aborted is not None}
     if len(failures) == len(secure):
         raise failures[0]
+    plain_sum = PlainSum(schedule, failures)
+    plain = settings.run(hospitals, plain_sum, lambda r: tell("plain FedAvg", r.number + 1, settings.rounds))
     metrics = ("accuracy", "AUC") if data.task == CLASSIFICATION else ("R²", "RMSE")
     return Outcome(
         metrics, {name: len(rows) for name, rows in parts.items()}, len(test), alone, pooled, plain, secure,

@@ -68,5 +68,5 @@ def _check(records: int, names: Sequence[str], least: int, alpha: float = 1.0) -
         raise ValueError(
             f"partition: {records} records are too few for {len(names)} hospitals of at least {least}"
         )
-    if not alpha > 0:
-        raise ValueError(f"partition: alpha must be positive, got {alpha}")
+    if not 0 < alpha < 1e6:
+        raise ValueError(f"partition: alpha must be positive and below a million, got {alpha}")

@@ -5,7 +5,7 @@ An aggregator takes each client's integers and gives `Aggregate` (sum, included,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -33,10 +33,13 @@ class Aggregator(Protocol):
 
 
 class PlainSum:
-    """The sum in the clear, of those who would have been included: what the secure sum must equal."""
+    """The sum in the clear, of those who would have been included: what the secure sum must equal.
 
-    def __init__(self, dropouts: Dropouts | None = None) -> None:
-        self.dropouts = dropouts or {}
+    It knows no thresholds: `aborted` are the rounds in which there is none.
+    """
+
+    def __init__(self, dropouts: Dropouts | None = None, aborted: Collection[int] = ()) -> None:
+        self.dropouts, self.aborted = dropouts or {}, aborted
 
     def __call__(
         self, vectors: Vectors, bound: int, round: int, model_hash: bytes = bytes(32)
@@ -48,8 +51,8 @@ class PlainSum:
             if stage in ("keys", "shares", "masked")
         }
         included = tuple(sorted(set(vectors) - set(gone)))
-        if not included:
-            return Aborted("masked", "nobody is left")
+        if not included or round in self.aborted:
+            return Aborted("masked", "too few are left", dropped=gone)
         total = np.zeros(len(vectors[included[0]]), np.uint64)
         for name in included:
             total += vectors[name].astype(np.uint64)

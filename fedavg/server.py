@@ -61,6 +61,14 @@ class FedAvg:
     tolerance: float = 0.0
     seed: int | None = 0
 
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds: expected at least 1, got {self.rounds}")
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance: expected 0 or more, got {self.tolerance}")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"seed: expected 0 or more, got {self.seed}")
+
     def run(
         self, hospitals: Hospitals, aggregate: Aggregator, on_round: Callable[[Round], None] | None = None
     ) -> list[Round]:
@@ -90,6 +98,14 @@ class FedAvg:
         vectors = {}
         for place, name in enumerate(sorted(hospitals)):
             x, y = hospitals[name]
+            if len(y) < 1 or len(x) != len(y):
+                raise ValueError(
+                    f"hospital {name}: expected records and as many targets, got {len(x)}, {len(y)}"
+                )
+            if self.weighted and len(y) > self.max_weight:
+                raise ValueError(
+                    f"hospital {name}: {len(y)} records are more than max_weight, {self.max_weight}"
+                )
             order = np.random.default_rng(None if self.seed is None else [self.seed, number, place])
             trained = self.local(self.model, params, x, y, order)
             weight = len(y) if self.weighted else 1

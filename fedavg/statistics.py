@@ -1,10 +1,12 @@
 """Mean and standard deviation of every column over all hospitals, through secure sums alone.
 
-Two sums. First each hospital marks, for each column, the power of two that covers its largest absolute
+A column's mean takes two sums. First each hospital marks the power of two that covers its largest absolute
 value; the sum of the marks tells how many hospitals are at each power, and the largest is the public
-range. Then each adds its number of records and, scaled by that range to fixed point, its sums of values
-and of squares. The server learns those two sums and nothing of any one hospital beyond them. What the
-sums themselves tell (the range, the total count) it does learn.
+range. Then each adds its number of records and, scaled by that range to fixed point, its sum of values.
+The deviation is the root of the mean, found the same way, of the squared distances from the mean.
+
+The server learns those four sums and nothing of any one hospital beyond them. What the sums themselves
+tell (how many hospitals need which range, the total count) it does learn.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from fedavg.params import Floats
 from fedavg.round import Aggregator
 from protocols.errors import Aborted
 
-_LOWEST, _HIGHEST = -32, 64  # powers of two told apart
+_LOWEST, _HIGHEST = -130, 130  # powers of two told apart
+_LARGEST = 2.0**64  # so that squared distances stay within them
 _FRACTION_BITS = 24
 
 
@@ -43,44 +46,53 @@ def moments(tables: Mapping[str, Floats], aggregate: Aggregator, max_records: in
     """Moments of the columns of all hospitals' tables together.
 
     `tables` are name -> float64 (records, columns), finite and below 2^64 in absolute value; nobody has
-    more than `max_records` (public) records. Means and mean squares are right to 2^-24 of the square of
-    the column's range. Raises `Aborted` if a sum fails, `ValueError` for a table that cannot be used.
+    more than `max_records` (public) records. A mean is right to 2^-24 of the column's range, a variance
+    to 2^-24 of its largest squared distance; a deviation below 2^-20 of the range counts as 0. Rounds 0
+    to 3 of the aggregator. Raises `Aborted` if a sum fails, `ValueError` for a table that cannot be used.
     """
     columns = {_check(name, table, max_records) for name, table in tables.items()}
     if len(columns) != 1:
         raise ValueError(f"tables: expected the same number of columns everywhere, got {sorted(columns)}")
-    width = columns.pop()
-    scale = _ranges(tables, aggregate, width)
-    unit = 1 << _FRACTION_BITS
-    vectors = {}
+    count, mean, scale = _mean(tables, aggregate, max_records, 0)
+    squares = {name: (table - mean) ** 2 for name, table in tables.items()}
+    count, variance, _ = _mean(squares, aggregate, max_records, 2)
+    deviation = np.sqrt(np.maximum(variance, 0.0))
+    deviation[deviation < scale * 2.0**-20] = 0.0  # what the mean's own rounding makes of a constant
+    return Moments(count, mean, deviation)
+
+
+def _mean(
+    tables: Mapping[str, Floats], aggregate: Aggregator, max_records: int, first: int
+) -> tuple[int, Floats, Floats]:
+    """Number of records, mean and range of each column; takes the rounds `first` and `first` + 1."""
+    scale = _ranges(tables, aggregate, first)
+    unit, vectors = 1 << _FRACTION_BITS, {}
     for name, table in tables.items():
         scaled = table / scale
+        if np.abs(scaled).max() > 1.0:  # it was not in the sum that found the range
+            raise ValueError(f"table of {name}: values beyond the range that the others found")
         sums = np.rint(scaled.sum(axis=0) * unit).astype(np.int64) + max_records * unit
-        squares = np.rint((scaled**2).sum(axis=0) * unit).astype(np.int64)
-        vectors[name] = np.concatenate(([len(table)], sums, squares))
-    result = aggregate(vectors, 2 * max_records * unit + 1, 1)
+        vectors[name] = np.append(sums, len(table))
+    result = aggregate(vectors, 2 * max_records * unit + 1, first + 1)
     if isinstance(result, Aborted):
         raise result
     total = [int(v) for v in result.sum]
-    count = total[0]
     offset = len(result.included) * max_records * unit
-    mean = np.array([(v - offset) / unit for v in total[1 : 1 + width]]) / count
-    square = np.array([v / unit for v in total[1 + width :]]) / count
-    deviation = np.sqrt(np.maximum(square - mean**2, 0.0))
-    deviation[deviation < 2.0 ** (-_FRACTION_BITS / 2 + 2)] = 0.0  # below what fixed point can tell from zero
-    return Moments(count, mean * scale, deviation * scale)
+    mean = np.array([(v - offset) / unit for v in total[:-1]]) / total[-1]
+    return total[-1], mean * scale, scale
 
 
-def _ranges(tables: Mapping[str, Floats], aggregate: Aggregator, width: int) -> Floats:
-    powers = _HIGHEST - _LOWEST + 1
-    marks = {}
+def _ranges(tables: Mapping[str, Floats], aggregate: Aggregator, number: int) -> Floats:
+    """For each column, the least power of two that no absolute value of anyone exceeds."""
+    powers, marks, width = _HIGHEST - _LOWEST + 1, {}, 0
     for name, table in tables.items():
-        _, exponent = np.frexp(np.abs(table).max(axis=0))
-        place = np.clip(exponent, _LOWEST, _HIGHEST) - _LOWEST
+        largest = np.abs(table).max(axis=0)
+        exponent = np.where(largest > 0, np.frexp(largest)[1], _LOWEST)
+        width = len(largest)
         mark = np.zeros((width, powers), np.int64)
-        mark[np.arange(width), place] = 1
+        mark[np.arange(width), np.clip(exponent, _LOWEST, _HIGHEST) - _LOWEST] = 1
         marks[name] = mark.ravel()
-    result = aggregate(marks, 2, 0)
+    result = aggregate(marks, 2, number)
     if isinstance(result, Aborted):
         raise result
     seen = np.asarray(result.sum).reshape(width, powers) > 0
@@ -96,6 +108,6 @@ def _check(name: str, table: Floats, max_records: int) -> int:
         )
     if not 1 <= len(table) <= max_records:
         raise ValueError(f"table of {name}: expected 1 to {max_records} records, got {len(table)}")
-    if not np.isfinite(table).all() or np.abs(table).max(initial=0.0) >= 2.0**_HIGHEST:
-        raise ValueError(f"table of {name}: expected finite numbers below 2^{_HIGHEST}")
+    if not np.isfinite(table).all() or np.abs(table).max(initial=0.0) >= _LARGEST:
+        raise ValueError(f"table of {name}: expected finite numbers below 2^64")
     return int(table.shape[1])

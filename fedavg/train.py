@@ -19,18 +19,24 @@ class LocalSGD:
     learning_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or not self.learning_rate > 0:
+        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.learning_rate < np.inf:
             raise ValueError("LocalSGD: expected positive epochs, batch_size and learning_rate")
 
     def __call__(
         self, model: Model, params: Arrays, x: Floats, y: Targets, rng: np.random.Generator
     ) -> Arrays:
-        """New parameters; those given are left as they are."""
+        """New parameters; those given are left as they are.
+
+        Raises `ValueError` if training diverges to infinity or NaN.
+        """
         params = [p.copy() for p in params]
-        for _ in range(self.epochs):
-            order = rng.permutation(len(y))
-            for start in range(0, len(y), self.batch_size):
-                batch = order[start : start + self.batch_size]
-                for p, g in zip(params, model.gradient(params, x[batch], y[batch]), strict=True):
-                    p -= self.learning_rate * g
+        with np.errstate(over="ignore", invalid="ignore"):
+            for _ in range(self.epochs):
+                order = rng.permutation(len(y))
+                for start in range(0, len(y), self.batch_size):
+                    batch = order[start : start + self.batch_size]
+                    for p, g in zip(params, model.gradient(params, x[batch], y[batch]), strict=True):
+                        p -= self.learning_rate * g
+        if not all(np.isfinite(p).all() for p in params):
+            raise ValueError(f"training diverged at learning rate {self.learning_rate}: try a smaller one")
         return params

@@ -16,7 +16,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from os import PathLike
-from typing import Protocol
+from typing import Any, Protocol
 
 from protocols.errors import AlreadyAnswered, LocalError
 from secagg import box
@@ -131,24 +131,29 @@ class SqliteJournal:
 
     def last_step(self, machine: bytes) -> int:
         """See `Journal.last_step`."""
-        row = self._db.execute("SELECT step FROM steps WHERE machine = ?", (machine,)).fetchone()
+        row = self._row("SELECT step FROM steps WHERE machine = ?", machine)
         return int(row[0]) if row else 0
 
     def last_answered(self, identity: bytes, task: str) -> int:
         """See `Journal.last_answered`."""
-        row = self._db.execute(
-            "SELECT round FROM answered WHERE identity = ? AND task = ?", (identity, task)
-        ).fetchone()
+        row = self._row("SELECT round FROM answered WHERE identity = ? AND task = ?", identity, task)
         return int(row[0]) if row else -1
 
     def state(self, machine: bytes) -> bytes | None:
         """The newest sealed state of a machine, to restore it after a crash; None if there is none."""
-        row = self._db.execute("SELECT state FROM steps WHERE machine = ?", (machine,)).fetchone()
+        row = self._row("SELECT state FROM steps WHERE machine = ? AND state IS NOT NULL", machine)
         return bytes(row[0]) if row else None
 
     def erase(self, machine: bytes) -> None:
         """Forget a finished machine's state; that its steps were taken stays known."""
-        self._db.execute("UPDATE steps SET state = NULL WHERE machine = ?", (machine,))
+        self._row("UPDATE steps SET state = NULL WHERE machine = ?", machine)
+
+    def _row(self, query: str, *values: object) -> tuple[Any, ...] | None:
+        try:
+            row: tuple[Any, ...] | None = self._db.execute(query, values).fetchone()
+        except sqlite3.Error as error:
+            raise LocalError(f"journal: cannot read: {error}") from None
+        return row
 
     def close(self) -> None:
         """Close the file."""

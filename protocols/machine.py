@@ -273,7 +273,7 @@ class ClientMachine(_Machine[ClientRules]):
         self._pending = vector
         try:
             return self._guarded(self._mask) if self.result is None else []
-        except LocalError:
+        except BaseException:
             self._given, self._pending = False, None
             raise
 
@@ -452,8 +452,8 @@ class ServerMachine(_Machine[ServerRules]):
         accept = self._rules.moves.get((type(self._state), kind))
         if accept is None:
             stages = list(self._rules.stages)
-            home = next(stages.index(state) for state, wanted in self._rules.moves if wanted is kind)
-            if home < stages.index(type(self._state)):
+            homes = [stages.index(state) for state, wanted in self._rules.moves if wanted is kind]
+            if homes and homes[0] < stages.index(type(self._state)):
                 return  # repeated or delayed from an earlier stage: no fault of the sender
             raise RemoteError(f"{kind.__name__} is not expected at stage {self.stage!r}")
         if len(envelope.frame) and kind is not self._rules.adds:
@@ -478,10 +478,19 @@ class ServerMachine(_Machine[ServerRules]):
         return sender in _included(self._state)
 
     def _close(self) -> list[Envelope]:
+        """End the stage; where that cannot be committed, nothing has happened."""
         before = (
             self._state, self._gathered, set(self._awaited), dict(self._dropped), list(self._faults),
-            self._revealed, self._outbox, self._step,
+            self._revealed, self._outbox, self._step, self._total, self._failed,
         )  # fmt: skip
+        try:
+            return self._move_on()
+        except BaseException:
+            (self._state, self._gathered, self._awaited, self._dropped, self._faults,
+             self._revealed, self._outbox, self._step, self._total, self._failed) = before  # fmt: skip
+            raise
+
+    def _move_on(self) -> list[Envelope]:
         for sender in sorted(self._awaited):
             said = [f.cause for f in self._faults if f.culprits == (self.session.names[sender],)]
             self._lose(sender, "silent" if not said else f"silent, and before: {said[-1]}")
@@ -505,12 +514,7 @@ class ServerMachine(_Machine[ServerRules]):
             return []  # nothing is sent, so nothing need be committed first
         names = self.session.names
         sent = [self._envelope(names[to], message, frame) for to, message, frame in outbox]
-        try:
-            self._commit(sent)
-        except BaseException:
-            (self._state, self._gathered, self._awaited, self._dropped, self._faults,
-             self._revealed, self._outbox, self._step) = before  # fmt: skip
-            raise
+        self._commit(sent)
         return sent
 
     def _finish(self, total: Vector) -> Aggregate:

@@ -14,7 +14,8 @@ Where this deviates from the papers, each beside its line below:
 - The parties' order is their place in the sorted roster; each knows the roster beforehand.
 - A client commits to its seed, and in the signed models to each share. The server uses no recovered
   secret that does not match, so a leftover pad is never taken for a result.
-- In the honest-but-curious model too, all keys are bound to the session hash.
+- In the honest-but-curious model too, all keys are bound to the session hash, and messages up to Round 2
+  echo the hash of the one they answer, so that nobody masks by a roster that was not sent.
 
 What it does not protect against: an included client whose vector is a lie; what the sum itself tells;
 more corrupted or dropped clients than the session's parameters allow; a server that refuses service.
@@ -63,8 +64,9 @@ class Advertise(Message, frozen=True, tag=1):
 
 
 class Roster(Message, frozen=True, tag=2):
-    """Round 0, down: the keys of the recipient's neighbours that advertised."""
+    """Round 0, down: the keys of the recipient's neighbours that advertised; `echo` is of its own message."""
 
+    echo: bytes
     graph_seed: bytes
     present: bytes
     advertised: list[Advertise]
@@ -73,6 +75,7 @@ class Roster(Message, frozen=True, tag=2):
 class Dealt(Message, frozen=True, tag=3):
     """Round 1, up: a sealed box for each holder, a commitment to the seed and (signed) to each share."""
 
+    echo: bytes
     seed_commitment: bytes
     boxes: bytes
     commitments: bytes
@@ -88,6 +91,8 @@ class Shares(Message, frozen=True, tag=4):
 
 class Masked(Message, frozen=True, tag=5):
     """Round 2, up; the masked vector is the frame beside it."""
+
+    echo: bytes
 
 
 class Survivors(Message, frozen=True, tag=6):
@@ -160,6 +165,15 @@ def _limit_down(session: Session) -> int:
 
 
 # --------------------------------------------------------------------------- what both sides compute
+
+
+def _echo(message: Message) -> bytes:
+    """What the answer to a message repeats of it: its hash.
+
+    Two parties whose keys or dealers were altered between them would mask with different pads, and the
+    sum would be wrong without anyone cheating. Signatures stop that; without them, echoes do.
+    """
+    return digest(Label.ECHO, _CODEC.encode(message))
 
 
 def _signed_keys(session: Session, advertised: Advertise) -> bytes:
@@ -237,6 +251,7 @@ class AwaitStart(State, frozen=True):
 class AwaitRoster(State, frozen=True):
     """Round 0 sent. `entropy` is expanded into all later randomness of this client."""
 
+    sent: bytes
     channel: bytes
     mask: bytes
     seed: bytes
@@ -256,11 +271,13 @@ class AwaitShares(State, frozen=True):
 
 
 class AwaitInput(State, frozen=True):
-    """Shares received. `held` maps a dealer to its two openings, empty where its box did not open.
+    """Shares received, to be answered with `echo`.
 
+    `held` maps a dealer to its two openings, empty where its box did not open.
     `strangers` are the neighbours in the graph that dealt nothing, with whom no mask is shared.
     """
 
+    echo: bytes
     mask: bytes
     seed: bytes
     setup: bytes
@@ -313,17 +330,20 @@ def advertise_keys(context: ClientContext, _: AwaitStart, __: Started) -> tuple[
     """
     session = context.session
     channel, mask = AgreementKey(context.rng(keys.KEY_BYTES)), AgreementKey(context.rng(keys.KEY_BYTES))
-    state = AwaitRoster(channel.secret, mask.secret, context.rng(32), context.rng(32))
+    seed, entropy = context.rng(32), context.rng(32)
     message = Advertise(session.hash, channel.public, mask.public, b"")
     if session.signed:
         signature = context.identity.sign(_signed_keys(session, message))
         message = Advertise(session.hash, channel.public, mask.public, signature)
+    state = AwaitRoster(_echo(message), channel.secret, mask.secret, seed, entropy)
     return state, [(0, message, b"")]
 
 
 def share_keys(context: ClientContext, state: AwaitRoster, message: Roster) -> tuple[State, Outbox]:
     """Round 1, ShareKeys: check the neighbours' keys, share mask key and seed among the holders."""
     session, index, t = context.session, context.index, context.session.parameters.threshold
+    if message.echo != state.sent:
+        raise RemoteError("roster: the server has other keys of this client than it advertised")
     _check_length("graph seed", message.graph_seed, 0 if session.complete else 32)
     graph = session.graph(message.graph_seed)
     advertised = _read_roster(session, graph.neighbours(index), message)
@@ -361,7 +381,7 @@ def share_keys(context: ClientContext, state: AwaitRoster, message: Roster) -> t
     peers = {peer: their.mask for peer, their in advertised.items()}
     setup = _setup(session, message.graph_seed)
     commitment = _seed_commitment(session, index, state.seed)
-    dealt = Dealt(commitment, b"".join(boxes), b"".join(commitments))
+    dealt = Dealt(_echo(message), commitment, b"".join(boxes), b"".join(commitments))
     neighbours = graph.neighbours(index)
     after = AwaitShares(state.mask, state.seed, setup, channels, peers, kept, neighbours)
     return after, [(0, dealt, b"")]
@@ -404,7 +424,7 @@ def open_shares(context: ClientContext, state: AwaitShares, message: Shares) -> 
         raise Abort(f"{opened} boxes of shares opened, the threshold is {t}")
     peers = {dealer: state.peers[dealer] for dealer in others}
     strangers = tuple(j for j in state.neighbours if j not in peers)
-    return AwaitInput(state.mask, state.seed, state.setup, peers, held, strangers), []
+    return AwaitInput(_echo(message), state.mask, state.seed, state.setup, peers, held, strangers), []
 
 
 def _open(session: Session, key: bytes, dealer: int, holder: int, sealed: bytes, pair: bytes) -> bytes:
@@ -442,7 +462,7 @@ def mask_input(context: ClientContext, state: AwaitInput, event: Input) -> tuple
     prg.accumulate(session.ring, vector, add, subtract)
     session.ring.reduce(vector)
     after = AwaitSurvivors(state.setup, state.held, state.strangers)
-    return after, [(0, Masked(), session.ring.pack(vector))]
+    return after, [(0, Masked(state.echo), session.ring.pack(vector))]
 
 
 def _check_survivors(context: ClientContext, state: AwaitSurvivors, message: Survivors) -> tuple[int, ...]:
@@ -529,15 +549,20 @@ class AwaitKeys(State, frozen=True):
 
 
 class AwaitDealings(State, frozen=True):
-    """Round 1: gathering `Dealt`."""
+    """Round 1: gathering `Dealt`. `sent` are the echoes of the rosters."""
 
+    sent: dict[int, bytes]
     graph_seed: bytes
     keys: dict[int, Advertise]
 
 
 class AwaitMasked(State, frozen=True):
-    """Round 2: gathering `Masked`, adding each vector to the running sum as it comes."""
+    """Round 2: gathering `Masked`, adding each vector to the running sum as it comes.
 
+    `sent` are the echoes of the shares.
+    """
+
+    sent: dict[int, bytes]
     graph_seed: bytes
     advertised: set[int]
     mask_keys: dict[int, bytes]
@@ -607,13 +632,20 @@ def publish_roster(
         neighbours = graph.neighbours(i)
         there = [p for p, j in enumerate(neighbours) if j in present]
         theirs = [present[neighbours[p]] for p in there]
-        outbox.append((i, Roster(state.graph_seed, bitmap(there, len(neighbours)), theirs), b""))
-    return AwaitDealings(state.graph_seed, present), outbox, faults
+        roster = Roster(_echo(present[i]), state.graph_seed, bitmap(there, len(neighbours)), theirs)
+        outbox.append((i, roster, b""))
+    return AwaitDealings(_echoes(outbox), state.graph_seed, present), outbox, faults
+
+
+def _echoes(outbox: Outbox) -> dict[int, bytes]:
+    return {to: _echo(message) for to, message, _ in outbox}
 
 
 def accept_dealing(context: ServerContext, state: AwaitDealings, sender: int, message: Dealt, _: Any) -> None:
     """Round 1: the right number of boxes and commitments; what is inside only the holders see."""
     session = context.session
+    if message.echo != state.sent[sender]:
+        raise RemoteError("it answers another roster than it was sent")
     holders = _present_holders(session.graph(state.graph_seed), sender, state.keys)
     others = len(holders) - (sender in holders)
     _check_length("seed commitment", message.seed_commitment, COMMITMENT_BYTES)
@@ -650,12 +682,17 @@ def forward_shares(
         outbox.append((i, Shares(there, b"".join(boxes), b"".join(pairs)), b""))
     mask_keys = {i: keys.mask for i, keys in state.keys.items() if i in gathered}
     # The boxes are on their way and not needed again; commitments are, and of whom they are.
-    dealt = {i: Dealt(m.seed_commitment, b"", m.commitments) for i, m in gathered.items()}
-    return AwaitMasked(state.graph_seed, set(state.keys), mask_keys, dealt), outbox, []
+    dealt = {i: Dealt(b"", m.seed_commitment, b"", m.commitments) for i, m in gathered.items()}
+    following = AwaitMasked(_echoes(outbox), state.graph_seed, set(state.keys), mask_keys, dealt)
+    return following, outbox, []
 
 
-def accept_masked(context: ServerContext, _: AwaitMasked, __: int, ___: Masked, frame: Any) -> None:
+def accept_masked(
+    context: ServerContext, state: AwaitMasked, sender: int, message: Masked, frame: Any
+) -> None:
     """Round 2: only a whole, well-formed vector is added (by the machine) to the running sum."""
+    if message.echo != state.sent[sender]:
+        raise RemoteError("it answers other shares than it was sent")
     context.session.ring.check_packed(frame, context.session.dim)
 
 

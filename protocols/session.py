@@ -21,7 +21,7 @@ import numpy as np
 
 from protocols.errors import Infeasible, LocalError
 from protocols.graph import HONEST_BUT_CURIOUS, SECAGG, THREAT_MODELS, Graph, Parameters, graph, parameters
-from protocols.wire import SESSION_BYTES, check_name
+from protocols.wire import SESSION_BYTES, check_name, check_text
 from secagg import keys
 from secagg.invalid import Invalid
 from secagg.labels import VERSION, Label, digest
@@ -103,8 +103,10 @@ class Session:
         for name in roster:
             check_name(name)
         self.names: tuple[str, ...] = tuple(sorted(roster))
-        self.identities: tuple[bytes, ...] = tuple(bytes(roster[name]) for name in self.names)
+        self.identities: tuple[bytes, ...] = tuple(roster[name] for name in self.names)
         for name, identity in zip(self.names, self.identities, strict=True):
+            if not isinstance(identity, bytes):
+                raise LocalError(f"roster: {name!r}: expected the identity's 32 public bytes")
             try:
                 keys.check_identity(identity)
             except Invalid as error:
@@ -116,8 +118,7 @@ class Session:
         self.bound = _integer("bound", bound, 2, 1 << 64)
         self.round = _integer("round", round, 0, (1 << 63) - 1)
         self.attempt = _integer("attempt", attempt, 0, (1 << 63) - 1)
-        if not isinstance(task, str) or len(task.encode()) > 255:
-            raise LocalError("task: expected a string of at most 255 bytes")
+        check_text("task", task, 0)
         if not isinstance(model_hash, bytes) or len(model_hash) != MODEL_HASH_BYTES:
             raise LocalError(f"model_hash: expected {MODEL_HASH_BYTES} bytes")
         self.task, self.model_hash = task, model_hash
@@ -131,17 +132,13 @@ class Session:
             least if min_included is None else _integer("min_included", min_included, least, n)
         )
         needed = (n * (self.bound - 1)).bit_length()
-        if bits is None:
-            bits = max(8, needed)
+        bits = max(8, needed) if bits is None else _integer("bits", bits, 8, 64)
         if needed > 64 or bits < needed:
             raise Infeasible(
                 f"bound {self.bound} for {n} clients needs {needed} bits, so that no sum can wrap; "
                 f"{min(bits, 64)} are available: lower the bound or split the cohort"
             )
-        try:
-            self.ring = Ring(bits)
-        except ValueError as error:
-            raise LocalError(str(error)) from None
+        self.ring = Ring(bits)
 
     @property
     def signed(self) -> bool:
@@ -180,7 +177,10 @@ class Session:
 
         Raises `LocalError` unless `values` are `dim` integers from 0 to bound - 1.
         """
-        array = np.asarray(values)
+        try:
+            array = np.asarray(values)
+        except ValueError:
+            raise LocalError(f"input: expected {self.dim} integers, got rows of different lengths") from None
         if array.shape != (self.dim,):
             raise LocalError(f"input: expected {self.dim} entries in one dimension, got shape {array.shape}")
         if array.dtype.kind not in "iu":

@@ -188,21 +188,22 @@ def simulate(
     on_event    called with (stage, messages delivered, messages expected), for a progress bar
     agreed      what else `Session` takes: protocol, threat_model, dropout, round ...
     """
-    rng = seeded(b"simulate", seed.to_bytes(16, "big", signed=True))
+    rng = seeded(b"simulate", repr(seed).encode())
     if isinstance(vectors, int):
         if isinstance(vectors, bool) or vectors < 1 or dim is None:
             raise LocalError("vectors: a number of clients needs to be positive and to come with dim")
         width = len(str(vectors - 1))
-        # Spread over the whole range, so that a wrap could not go unnoticed.
-        named: Mapping[str, Any] = {
-            f"client-{i:0{width}}": _random_vector(rng, dim, bound) for i in range(vectors)
-        }
+        names = [f"client-{i:0{width}}" for i in range(vectors)]
     else:
-        named = vectors
+        names = list(vectors)
         dim = len(next(iter(vectors.values()), ())) if dim is None else dim
     call = _call(vectors, bound, dim, drop, faults, seed, agreed)
-    identities = {name: Identity.generate(rng) for name in named}
+    identities = {name: Identity.generate(rng) for name in names}
     session = Session({name: i.public for name, i in identities.items()}, dim, bound, **agreed)
+    # Random vectors are spread over the whole range, so that a wrap could not go unnoticed.
+    named: Mapping[str, Any] = (
+        {name: _random_vector(rng, dim, bound) for name in names} if isinstance(vectors, int) else vectors
+    )
     schedule = _schedule(session, drop, faults)
     clients = {
         name: session.client(name, identities[name], rng=seeded(rng(32)), journal=MemoryJournal())

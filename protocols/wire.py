@@ -123,10 +123,19 @@ def from_bytes_checked(data: bytes | memoryview, limit: int) -> Envelope:
 
 def check_name(name: object) -> None:
     """Refuse what cannot be a party's name."""
-    if not isinstance(name, str) or not name or len(name.encode()) > MAX_NAME_BYTES:
-        raise LocalError(f"name: expected a string of 1 to {MAX_NAME_BYTES} bytes, got {name!r}")
+    check_text("name", name, 1)
     if name == SERVER:
         raise LocalError(f"name: {SERVER!r} is the server's own")
+
+
+def check_text(what: str, text: object, least: int) -> None:
+    """Refuse what is not a string of `least` to 255 bytes of UTF-8."""
+    try:
+        if isinstance(text, str) and least <= len(text.encode()) <= MAX_NAME_BYTES:
+            return
+    except UnicodeEncodeError:
+        pass
+    raise LocalError(f"{what}: expected a string of {least} to {MAX_NAME_BYTES} bytes, got {text!r}")
 
 
 def bitmap(members: Iterable[int], n: int) -> bytes:

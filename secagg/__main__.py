@@ -6,6 +6,8 @@ import sys
 def main() -> None:
     """Run the command line; exit with 2 where its libraries are missing."""
     try:
+        import rich  # noqa: F401 - used inside the commands
+
         from fedavg.cli import cli
     except ModuleNotFoundError as error:
         if error.name not in ("click", "rich"):

@@ -25,6 +25,7 @@ class Label(Enum):
     SEED_COMMITMENT = "seed commitment"
     SHARE_COMMITMENT = "share commitment"
     SHARES = "sealed shares"
+    ECHO = "message answered"
     SETUP = "keys and graph"
     SURVIVORS = "survivor set"
     GRAPH = "graph"
