@@ -135,6 +135,7 @@ class ServerRules:
 R = TypeVar("R", ClientRules, ServerRules)
 
 _STOPPED = "stopped"
+_MOST_FAULTS = 10_000
 
 
 class _Machine(Generic[R]):
@@ -164,6 +165,11 @@ class _Machine(Generic[R]):
     def faults(self) -> tuple[Fault, ...]:
         """Every deviation noticed so far."""
         return tuple(self._faults)
+
+    def _note(self, fault: Fault) -> None:
+        """Record what was ignored, each thing once and not without end: anyone can cause it."""
+        if fault not in self._faults and len(self._faults) < _MOST_FAULTS:
+            self._faults.append(fault)
 
     def resend(self) -> list[Envelope]:
         """The messages of the last step again, byte for byte: after a restore, or if they were lost."""
@@ -291,7 +297,7 @@ class ClientMachine(_Machine[ClientRules]):
         if self._failed is not None:
             return []
         if envelope.session != self.session.hash:
-            self._faults.append(Fault((SERVER,), self.stage, "a message of another session was ignored"))
+            self._note(Fault((SERVER,), self.stage, "a message of another session was ignored"))
             return []
         seal = digest(Label.STEP, envelope.body)
         if seal in self._handled:  # delivered again: the same bytes again, or nothing if long past
@@ -321,7 +327,7 @@ class ClientMachine(_Machine[ClientRules]):
         except Abort as abort:
             return self._abort(abort.cause, abort.culprits)
         except AlreadyAnswered as error:  # asked in a second session for what was answered in another
-            return self._abort(str(error), ())
+            return self._abort(str(error), (), revealed=True)
 
     def _take(self, event: Any, kind: type, seal: bytes | None = None) -> list[Envelope]:
         step = self._rules.moves[type(self._state), kind]
@@ -341,11 +347,11 @@ class ClientMachine(_Machine[ClientRules]):
             raise
         return sent
 
-    def _abort(self, cause: str, culprits: tuple[str, ...]) -> list[Envelope]:
+    def _abort(self, cause: str, culprits: tuple[str, ...], revealed: bool = False) -> list[Envelope]:
         """Sticky: the secrets are dropped, later events have no effect."""
         stage = self.stage
         self._faults.append(Fault(culprits, stage, cause))
-        self._failed = Aborted(stage, cause, culprits, faults=self.faults)
+        self._failed = Aborted(stage, cause, culprits, revealed, self.faults)
         self._state = self._rules.ends(())
         self._pending, self._outbox, self._handled = None, [], []
         with suppress(LocalError):  # a clone that fell behind: it has nothing to send anyway
@@ -429,12 +435,12 @@ class ServerMachine(_Machine[ServerRules]):
             return []
         sender = self.session.positions.get(envelope.sender)
         if sender is None:
-            self._faults.append(Fault((envelope.sender,), self.stage, "not in the cohort: ignored"))
+            self._note(Fault((envelope.sender,), self.stage, "not in the cohort: ignored"))
             return []
         if sender not in self._awaited:
             return []  # a duplicate, or a late message of a dropped client: discarded unread
         if envelope.session != self.session.hash:
-            self._faults.append(
+            self._note(
                 Fault((envelope.sender,), self.stage, "another session (other model, round or parameters)")
             )
             return []

@@ -43,8 +43,9 @@ MODEL_HASH_BYTES = 32
 class Policy:
     """A client's own floor: a session below it is refused before a key is made.
 
-    `min_cohort` clients in the roster, `min_included` in the sum, `min_corrupted` the least fraction of
-    corrupted clients that the session must withstand, `threat_models` those accepted.
+    `min_cohort` clients in the roster, `min_corrupted` the least fraction of corrupted clients that the
+    session must withstand, `threat_models` those accepted; and `min_included` clients in the sum, below
+    which this client does not answer the survivors question.
     """
 
     min_cohort: int = 3
@@ -187,7 +188,8 @@ class Session:
             raise LocalError(f"input: expected integers, got {array.dtype}; quantise floats first")
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= self.bound:
-            raise LocalError(f"input: expected entries from 0 to {self.bound - 1}, got {low} to {high}")
+            # What came stays out of the text: the vector is what must remain private.
+            raise LocalError(f"input: expected entries from 0 to {self.bound - 1}, at least one is outside")
         return array.astype(self.ring.dtype)
 
     def server(self, *, rng: Rng = system, journal: Journal | None = None) -> ServerMachine:

@@ -91,11 +91,16 @@ class AgreementKey:
 _PROBE = X25519PrivateKey.from_private_bytes(bytes(31) + b"\x40")
 
 
-def check_agreement_public(public: bytes) -> None:
-    """Refuse an X25519 public key that has another encoding, or whose agreements are all zeros."""
+def check_canonical(public: bytes) -> None:
+    """Refuse an X25519 public key that is not the one encoding of its point."""
     exact_length("agreement key", public, KEY_BYTES)
     if int.from_bytes(public, "little") >= _FIELD_PRIME:
         raise Invalid("agreement key: not the canonical encoding of its point")
+
+
+def check_agreement_public(public: bytes) -> None:
+    """Refuse what is not canonical, or gives all-zero agreements; costs one agreement."""
+    check_canonical(public)
     try:
         _PROBE.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:

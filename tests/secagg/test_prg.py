@@ -1,0 +1,146 @@
+"""`secagg.prg` against AES-128-CTR in one piece and Python's own integers."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secagg import prg
+from secagg.randomness import seeded
+from secagg.ring import Ring
+
+SEED = st.binary(min_size=prg.SEED_BYTES, max_size=prg.SEED_BYTES)
+SEEDS = st.lists(SEED, max_size=4)
+RINGS = [Ring(bits) for bits in (8, 12, 16, 24, 32, 40, 64)]
+LENGTHS = [(0, 0), (0, 1), (1, -1), (1, 0), (1, 1), (2, -1), (2, 0), (2, 3)]  # whole chunks, and entries more
+
+
+def keystream(seed: bytes, ring: Ring, dim: int) -> list[int]:
+    """The whole stream at once: little-endian words of the ring's dtype, counter from zero."""
+    width = ring.dtype.itemsize
+    stream = Cipher(algorithms.AES128(seed), modes.CTR(bytes(16))).encryptor().update(bytes(dim * width))
+    return [int.from_bytes(stream[i : i + width], "little") for i in range(0, len(stream), width)]
+
+
+def accumulate_slowly(
+    ring: Ring, values: list[int], add: list[bytes], subtract: list[bytes]
+) -> list[int]:  # fmt: skip
+    """What `accumulate` must give, entry by entry."""
+    for sign, seeds in ((1, add), (-1, subtract)):
+        for seed in seeds:
+            stream = keystream(seed, ring, len(values))
+            values = [v + sign * s for v, s in zip(values, stream, strict=True)]
+    return [v % 2 ** (8 * ring.dtype.itemsize) for v in values]
+
+
+def start(ring: Ring, dim: int) -> list[int]:
+    """An unreduced vector to begin with."""
+    words = np.frombuffer(seeded(b"prg")(dim * ring.dtype.itemsize), ring.dtype)
+    return [int(w) for w in words]
+
+
+def seeds(count: int) -> list[bytes]:
+    """Distinct seeds."""
+    return [i.to_bytes(prg.SEED_BYTES, "big") for i in range(count)]
+
+
+@given(st.sampled_from(RINGS), st.integers(0, 200), SEEDS, SEEDS)
+def test_accumulate_adds_and_subtracts_keystreams(
+    ring: Ring, dim: int, add: list[bytes], subtract: list[bytes]
+) -> None:  # fmt: skip
+    values = start(ring, dim)
+    vector = np.array(values, ring.dtype)
+    prg.accumulate(ring, vector, add, subtract)
+    assert vector.tolist() == accumulate_slowly(ring, values, add, subtract)
+
+
+@pytest.mark.parametrize("ring", RINGS, ids=lambda r: f"b{r.bits}")
+@pytest.mark.parametrize(("chunks", "more"), LENGTHS)
+def test_chunks_are_joined_without_a_seam(ring: Ring, chunks: int, more: int) -> None:
+    dim = chunks * prg.CHUNK_BYTES // ring.dtype.itemsize + more
+    values = start(ring, dim)
+    vector = np.array(values, ring.dtype)
+    add, subtract = seeds(3)[:2], seeds(3)[2:]
+    prg.accumulate(ring, vector, add, subtract)
+    assert vector.tolist() == accumulate_slowly(ring, values, add, subtract)
+
+
+@given(st.sampled_from(RINGS), st.integers(0, 100), SEEDS)
+def test_adding_then_subtracting_changes_nothing(ring: Ring, dim: int, some: list[bytes]) -> None:
+    before = start(ring, dim)
+    vector = np.array(before, ring.dtype)
+    prg.accumulate(ring, vector, add=some)
+    assert not some or dim < 20 or vector.tolist() != before
+    prg.accumulate(ring, vector, subtract=some)
+    assert vector.tolist() == before
+    prg.accumulate(ring, vector, add=some, subtract=some)
+    assert vector.tolist() == before
+
+
+@pytest.mark.parametrize("ring", RINGS, ids=lambda r: f"b{r.bits}")
+def test_add_then_subtract_over_chunks_changes_nothing(ring: Ring) -> None:
+    before = start(ring, 2 * prg.CHUNK_BYTES // ring.dtype.itemsize + 5)
+    vector = np.array(before, ring.dtype)
+    prg.accumulate(ring, vector, add=seeds(3))
+    prg.accumulate(ring, vector, subtract=seeds(3))
+    assert vector.tolist() == before
+
+
+@pytest.mark.parametrize("added", [0, 1023, 1024, 1025, 2049])
+def test_more_streams_than_are_open_at_a_time(added: int) -> None:
+    ring, values = Ring(32), start(Ring(32), 5)
+    vector = np.array(values, ring.dtype)
+    every = seeds(2060)
+    prg.accumulate(ring, vector, every[:added], every[added:])
+    assert vector.tolist() == accumulate_slowly(ring, values, every[:added], every[added:])
+
+
+def test_batches_and_chunks_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prg, "_BATCH", 3)
+    ring = Ring(24)
+    values = start(ring, prg.CHUNK_BYTES // 4 + 2)
+    vector = np.array(values, ring.dtype)
+    prg.accumulate(ring, vector, seeds(7)[:4], seeds(7)[4:])
+    assert vector.tolist() == accumulate_slowly(ring, values, seeds(7)[:4], seeds(7)[4:])
+
+
+@given(st.sampled_from(RINGS), st.integers(2, 6), st.integers(0, 50))
+def test_pairwise_masks_cancel_in_the_sum(ring: Ring, parties: int, dim: int) -> None:
+    pair = {(i, j): bytes([i, j]) * 8 for j in range(parties) for i in range(j)}
+    total = ring.zeros(dim)
+    for p in range(parties):
+        masked = np.full(dim, p + 1, ring.dtype)
+        prg.accumulate(
+            ring,
+            masked,
+            [s for (i, _), s in pair.items() if i == p],
+            [s for (_, j), s in pair.items() if j == p],
+        )
+        total += masked
+    assert total.tolist() == [parties * (parties + 1) // 2] * dim
+
+
+@pytest.mark.parametrize("length", [0, 15, 17, 24, 32])
+def test_a_seed_of_another_length_is_refused_with_the_vector_untouched(length: int) -> None:
+    ring = Ring(16)
+    vector = ring.zeros(4)
+    with pytest.raises(ValueError, match="key"):
+        prg.accumulate(ring, vector, [seeds(1)[0], bytes(length)])
+    assert not vector.any()
+
+
+def test_no_stream_is_held_at_full_length() -> None:
+    ring = Ring(64)
+    vector = ring.zeros(16 * prg.CHUNK_BYTES // 8)
+    tracemalloc.start()
+    try:
+        prg.accumulate(ring, vector, seeds(10), seeds(10))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < vector.nbytes / 4
