@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from time import process_time
+from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -116,7 +117,7 @@ def session_once(
     return mine.spent, its.spent
 
 
-def measure(what: str, repeats: int, drop: float, target: float | None, **agreed: object) -> Row:
+def measure(what: str, repeats: int, drop: float, target: float | None, **agreed: Any) -> Row:
     """Time one party of one kind of session."""
     n = int(agreed.pop("n"))
     identities = {f"{i:04}": Identity.generate() for i in range(n)}
