@@ -6,6 +6,7 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,10 +24,22 @@ if TYPE_CHECKING:
 _THREATS = ("honest-but-curious", "semi-malicious", "malicious")
 _PROTOCOLS = ("secagg", "secagg+")
 _UPLOADS = ("keys", "shares", "masked", "signatures", "reveals")
-_FRACTION = click.FloatRange(0, 1, max_open=True)
-_SEED = click.IntRange(0, 2**63 - 1)
+_SEED = click.IntRange(0, 2**32 - 1)  # what scikit-learn's split takes
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _CITIES = ("bern", "brno", "cork", "gent", "graz", "lyon", "oslo", "pisa", "riga", "york")
+
+
+class _Fraction(click.FloatRange):
+    """From 0 to below 1; click's own range lets NaN through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if found != found:
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return found
+
+
+_FRACTION = _Fraction(0, 1, max_open=True)
 
 
 @contextmanager
@@ -271,7 +284,9 @@ def _show(outcome: Outcome, title: str) -> None:
 @click.option("--bits", default=16, show_default=True, help="Of the grid on which updates are sent.")
 @click.option("--tolerance", default=0.0, show_default=True, help="Stop when the mean update is smaller.")
 @click.option("--equal-weights", is_flag=True, help="Every hospital counts 1, whatever its size.")
-@click.option("--max-records", type=click.IntRange(1), help="Public bound on a hospital's records.")
+@click.option(
+    "--max-records", type=click.IntRange(1, 2**32 - 1), help="Public bound on a hospital's records."
+)
 @click.option(
     "--dropping",
     type=_FRACTION,
@@ -375,6 +390,8 @@ def _check_writable(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path}: there is no such folder")
+        if path is not None and not os.access(path.absolute().parent, os.W_OK):
+            raise ValueError(f"{path}: its folder cannot be written to")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 from fedavg.models import Model, Targets
 from fedavg.params import Arrays, Floats
 
+_DIVERGED = 1e30
+
 
 @dataclass(frozen=True, slots=True)
 class LocalSGD:
@@ -37,6 +39,7 @@ class LocalSGD:
                     batch = order[start : start + self.batch_size]
                     for p, g in zip(params, model.gradient(params, x[batch], y[batch]), strict=True):
                         p -= self.learning_rate * g
-        if not all(np.isfinite(p).all() for p in params):
+        # Beyond any sensible size is divergence too: squares and products of such parameters overflow.
+        if not all((np.abs(p) < _DIVERGED).all() for p in params):
             raise ValueError(f"training diverged at learning rate {self.learning_rate}: try a smaller one")
         return params
