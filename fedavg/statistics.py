@@ -48,7 +48,9 @@ def moments(tables: Mapping[str, Floats], aggregate: Aggregator, max_records: in
     `tables` are name -> float64 (records, columns), finite and below 2^64 in absolute value; nobody has
     more than `max_records` (public) records. A mean is right to 2^-24 of the column's range, a variance
     to 2^-24 of its largest squared distance plus the square of the mean's error; a deviation below 2^-20
-    of the range counts as 0. Rounds 0 to 3 of the aggregator. Raises `Aborted` if a sum fails, `ValueError` for a table that cannot be used.
+    of the range counts as 0. Rounds 0 to 3 of the aggregator.
+
+    Raises `Aborted` if a sum fails, `ValueError` for a table that cannot be used.
     """
     if not 1 <= max_records < 1 << 32:
         raise ValueError(f"max_records: expected 1 to 2^32 - 1, got {max_records}")
