@@ -1,6 +1,6 @@
 """What masking and unmasking cost, as ratios to the raw cipher, taken in one run.
 
-    python benchmarks/masking.py            the whole table, a few minutes
+    python benchmarks/masking.py            the whole table, about ten minutes
     python benchmarks/masking.py --small    a thousandth of it, to see that it runs
     python benchmarks/masking.py --write    also write benchmarks/RESULTS.md and results/masking.json
 
@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -137,6 +138,7 @@ def measure(what: str, repeats: int, drop: float, target: float | None, **agreed
             streams = alive + round(len(dropped) * k * alive / (n - 1))
             seconds = session_once(session, identities, dropped, vector)[1]
         best, best_raw = min(best, seconds), min(best_raw, raw(streams, width))
+    print(f"  {what}, {session.threat_model}, b = {session.ring.bits}: measured", file=sys.stderr)
     return Row(
         what, n, k, session.parameters.threshold, session.ring.bits, session.dim, session.threat_model,
         streams, best, best_raw, target,
@@ -148,6 +150,7 @@ def bytes_up(n: int, dim: int, threat_model: str) -> dict[str, object]:
 
     The session is run at a small dimension; the masked vector's size at `dim` is exact arithmetic.
     """
+    print(f"  bytes up, {threat_model}, n = {n}: running", file=sys.stderr)
     run = simulate(n, dim=64, bound=1 << 16, threat_model=threat_model)
     assert not isinstance(run.result, Aborted)
     ring, name = run.session.ring, run.session.names[0]
@@ -186,7 +189,9 @@ def report(where: dict[str, str], rows: list[Row], sent: list[dict]) -> str:
         f"Taken in one run on {where['cpu']}, Python {where['python']}, numpy {where['numpy']},",
         f"cryptography {where['cryptography']}, commit {where['commit'][:12]}; one thread, least of the",
         "repeats. The unit is the CPU time of OpenSSL's AES-128-CTR for the same keystreams and",
-        "nothing else. All stages are counted.",
+        "nothing else. All stages are counted. n clients, k neighbours each, t shares open a secret, b bits",
+        'an entry in the ring; streams are the keystreams that the timed party must expand; "at most" is',
+        "the figure to stay below, where there is one.",
         "Made by `benchmarks/masking.py --write`.",
         "",
         "| work | n | k | t | b | entries | threat model | streams | ms | raw ms | ratio | at most |",

@@ -13,11 +13,20 @@ import struct
 from contextlib import ExitStack, suppress
 from threading import Thread
 
-from protocols.wire import from_bytes_checked, to_bytes
-from secagg import Identity, Input, Received, Session, StageClosed, Started
+from secagg import (
+    Identity,
+    Input,
+    Received,
+    RemoteError,
+    Session,
+    StageClosed,
+    Started,
+    from_bytes_checked,
+    to_bytes,
+)
 
 VECTORS = {"oslo": [1, 2, 3], "pisa": [4, 5, 6], "graz": [7, 8, 9], "york": [10, 11, 12]}
-LIMIT, TIMEOUT = 1 << 24, 10.0
+TIMEOUT = 10.0
 
 
 def send(connection, envelope):
@@ -25,7 +34,7 @@ def send(connection, envelope):
     connection.sendall(struct.pack("<Q", len(data)) + data)
 
 
-def receive(connection):
+def receive(connection, session):
     def exactly(count):
         data = b""
         while len(data) < count:
@@ -36,9 +45,9 @@ def receive(connection):
         return data
 
     (length,) = struct.unpack("<Q", exactly(8))
-    if length > LIMIT:
-        raise ValueError(f"envelope of {length} bytes")
-    return from_bytes_checked(exactly(length), LIMIT)
+    if length > session.max_envelope_bytes:
+        raise OSError(f"an envelope of {length} bytes is announced")
+    return from_bytes_checked(exactly(length), session.max_envelope_bytes)
 
 
 def serve(listener, session, done):
@@ -49,10 +58,11 @@ def serve(listener, session, done):
 
 def run_server(listener, session, stack):
     server, connections = session.server(), {}
-    for _ in session.names:
+    listener.settimeout(TIMEOUT)
+    for _ in session.names:  # a real server would go on without those who never call
         connection = stack.enter_context(listener.accept()[0])
         connection.settimeout(TIMEOUT)
-        first = receive(connection)
+        first = receive(connection, session)
         connections[first.sender] = connection
         outbox = server.handle(Received(first))
     while server.result is None:
@@ -61,8 +71,8 @@ def run_server(listener, session, stack):
             send(connections[envelope.to], envelope)
         outbox = []
         for name in server.waiting_for:
-            with suppress(OSError, EOFError):  # gone: the stage closes without it
-                outbox += server.handle(Received(receive(connections[name])))
+            with suppress(OSError, EOFError, RemoteError):  # gone: the stage closes without it
+                outbox += server.handle(Received(receive(connections[name], session)))
         outbox += server.handle(StageClosed(stage))
     return server.result
 
@@ -76,7 +86,7 @@ def take_part(address, session, name, identity):
                 send(connection, envelope)
             if client.result is not None:
                 return
-            outbox = client.handle(Received(receive(connection)))
+            outbox = client.handle(Received(receive(connection, session)))
 
 
 def main():

@@ -63,17 +63,21 @@ def _clear_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(*steps: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each step on the terminal's error stream; silent where there is no terminal."""
+def _progress(**steps: int) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each step (and how much it is) on the terminal's error stream; silent without one."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        tasks = {step: bar.add_task(step, total=None, start=False) for step in steps}
+        tasks = {
+            step: bar.add_task(step.replace("_", " "), total=total, start=False)
+            for step, total in steps.items()
+        }
 
         def tell(step: str, done: int, total: int) -> None:
+            step = step.replace(" ", "_")
             if step not in tasks:
                 tasks[step] = bar.add_task(step, total=total)
             bar.start_task(tasks[step])
@@ -145,19 +149,12 @@ def demo(seed: int, rounds: int, picture: Path) -> None:
         # gamma = 0.3 gives t = floor(2n/3) + 1 = 7 of 10, so that any three may drop out in a round.
         agreed = {"threat_model": "malicious", "corrupted": 0.3, "dropout": 0.3, "task": "demo"}
         outcome = _compare(
-            data,
-            settings,
-            agreed,
-            lambda _: _DEMO_DROPOUTS,
-            list(_CITIES),
-            "dirichlet",
-            0.6,
-            seed,
-        )
+            data, settings, agreed, lambda _: _DEMO_DROPOUTS, list(_CITIES), "dirichlet", 0.6, seed
+        )  # fmt: skip
         pictures.learning_curves(
             outcome, "Breast cancer, ten hospitals: secure and plain FedAvg coincide", picture
         )
-        _show(outcome, "Breast cancer, 10 hospitals, malicious-server model (7 of 10 shares)")
+        _show(outcome, "Breast cancer, 10 hospitals, malicious server; 7 of 10 shares open a secret")
         click.echo(f"\nLearning curves: {picture}")
 
 
@@ -179,9 +176,7 @@ def _compare(
             return ways.quantity(len(train), names, rng, alpha, least=4)
         if partition == "column":
             if data.groups is None:
-                raise ValueError(
-                    "partition column: needs --csv and --group, the column that names the hospital"
-                )
+                raise ValueError("partition column: needs --csv and --group")
             return ways.by_column([data.groups[i] for i in train])
         if data.task == "classification":
             return ways.dirichlet(data.y[train], names, rng, alpha, least=4)
@@ -189,7 +184,12 @@ def _compare(
         quartile = np.searchsorted(np.quantile(data.y[train], [0.25, 0.5, 0.75]), data.y[train])
         return ways.dirichlet(quartile, names, rng, alpha, least=4)
 
-    with _progress("each hospital alone", "plain FedAvg", "secure FedAvg") as tell:
+    steps = {
+        "each_hospital_alone": len(names),
+        "secure_FedAvg": settings.rounds,
+        "plain_FedAvg": settings.rounds,
+    }
+    with _progress(**steps) as tell:
         return experiment.run(
             data, part, settings, agreed, dropouts, seed=seed, max_records=max_records, on_step=tell
         )
@@ -219,7 +219,7 @@ def _show(outcome: Outcome, title: str) -> None:
         ("by secure FedAvg", outcome.secure_scores[-1]),
         ("on pooled data (nobody's privacy)", outcome.pooled),
     ):
-        table.add_row(name, f"{found.first:.3f}", f"{found.second:.3f}")
+        table.add_row(name, f"{found.first:.4f}", f"{found.second:.4f}")
     console.print()
     console.print(table)
     rounds = len(outcome.secure)
@@ -264,14 +264,13 @@ def _show(outcome: Outcome, title: str) -> None:
 )
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Your own data instead.")
 @click.option("--label", help="The CSV file's label column.")
-@click.option("--group", help="The CSV file's column that names the hospital (with --partition column).")
+@click.option("--group", help="The CSV file's column that names the hospital.")
+@click.option("--ignore", multiple=True, help="A column of the CSV file to leave out; may be repeated.")
 @click.option("--hospitals", default=10, show_default=True, type=click.IntRange(3))
 @click.option(
-    "--partition",
-    type=click.Choice(("iid", "dirichlet", "quantity", "column")),
-    default="dirichlet",
-    show_default=True,
-)
+    "--partition", type=click.Choice(("iid", "dirichlet", "quantity", "column")),
+    help="How records are spread; dirichlet unless --group is given.",
+)  # fmt: skip
 @click.option("--alpha", default=0.5, show_default=True, help="Skew: small is very uneven.")
 @click.option(
     "--model", type=click.Choice(("logistic", "mlp", "linear")), help="Default: what fits the label."
@@ -311,12 +310,21 @@ def train(**o: Any) -> None:
         from fedavg.train import LocalSGD
 
         _check_writable(o["picture"], o["save"], o["json_file"])
-        if o["csv_file"] is None and (o["label"] or o["group"]):
-            raise ValueError("--label and --group go with --csv")
+        if o["save"] is not None and o["save"].suffix != ".npz":
+            raise ValueError(f"{o['save']}: the model is written in numpy's format: name it .npz")
+        if o["csv_file"] is None and (o["label"] or o["group"] or o["ignore"]):
+            raise ValueError("--label, --group and --ignore go with --csv")
+        if o["group"] is not None:
+            if o["partition"] not in (None, "column"):
+                raise ValueError(
+                    "--group says which hospital a record belongs to: it needs no other --partition"
+                )
+            o["partition"] = "column"
+        o["partition"] = o["partition"] or "dirichlet"
         if o["csv_file"] is not None:
             if o["label"] is None:
                 raise ValueError("--csv needs --label, the column to predict")
-            data = from_csv(o["csv_file"], o["label"], o["group"])
+            data = from_csv(o["csv_file"], o["label"], o["group"], o["ignore"])
         else:
             data = DATASETS[o["dataset"]]()
         kind = o["model"] or ("logistic" if data.classes else "linear")
@@ -337,10 +345,16 @@ def train(**o: Any) -> None:
         if o["picture"] is not None:
             pictures.learning_curves(outcome, f"{data.name}, {len(outcome.sizes)} hospitals", o["picture"])
         if o["save"] is not None:
-            _save_model(o["save"], outcome)
+            _save_model(o["save"], outcome, data, kind)
         if o["json_file"] is not None:
-            _write(o["json_file"], _summary(outcome))
-        _show(outcome, f"{data.name}, {len(outcome.sizes)} hospitals, {o['protocol']}, {o['threat_model']}")
+            _write(o["json_file"], {"model": kind, "agreed": agreed, "seed": o["seed"], **_summary(outcome)})
+        _show(
+            outcome,
+            f"{data.name}, {kind}, {len(outcome.sizes)} hospitals, {o['protocol']}, {o['threat_model']}",
+        )
+        for what, path in (("Learning curves", "picture"), ("Model", "save"), ("Scores", "json_file")):
+            if o[path] is not None:
+                click.echo(f"{what}: {o[path]}")
 
 
 def random_dropouts(names: list[str], rounds: int, fraction: float, stages: list[str], seed: int) -> Dropouts:
@@ -375,12 +389,18 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _save_model(path: Path, outcome: Outcome) -> None:
+def _save_model(path: Path, outcome: Outcome, data: Any, kind: str) -> None:
+    """Parameters in order, and what is needed to use them: columns, their moments, classes."""
     import numpy as np
 
+    content: dict[str, Any] = {f"parameter_{i}": array for i, array in enumerate(outcome.model)}
+    content |= {"model": kind, "columns": np.array(data.features), "classes": np.array(data.classes)}
+    content |= {"mean": outcome.standard.mean, "deviation": outcome.standard.deviation}
+    if outcome.targets is not None:
+        content |= {"target_mean": outcome.targets.mean, "target_deviation": outcome.targets.deviation}
     try:
         with path.open("wb") as file:
-            np.savez(file, *outcome.model)
+            np.savez(file, allow_pickle=False, **content)
     except OSError as error:
         raise ValueError(f"{path}: the model cannot be written: {error}") from None
 
@@ -438,22 +458,21 @@ def simulate(**o: Any) -> None:
         agreed = {k: o[k] for k in ("protocol", "threat_model", "corrupted", "dropout")}
         with _progress() as tell:
             run = run_session(
-                o["clients"],
-                dim=o["dim"],
-                bound=1 << o["bits"],
-                drop=drop,
-                seed=o["seed"],
-                on_event=tell,
-                **agreed,
-            )
+                o["clients"], dim=o["dim"], bound=1 << o["bits"], drop=drop, seed=o["seed"],
+                on_event=tell, **agreed,
+            )  # fmt: skip
         if o["picture"] is not None:
             pictures.costs(run, o["picture"])
         if o["as_json"]:
             click.echo(json.dumps(_costs(run), indent=2))
         else:
             _show_costs(run)
+        if o["picture"] is not None and not o["as_json"]:
+            click.echo(f"Costs: {o['picture']}")
         if isinstance(run.result, Aborted):
-            raise run.result
+            least = run.session.parameters.dropped
+            more = f"; {count} dropped out, the session withstands {least}: raise --dropout"
+            raise ValueError(str(run.result) + (more if count > least else ""))
 
 
 def _costs(run: Simulation) -> dict[str, Any]:
@@ -531,7 +550,7 @@ def params(clients: int, as_json: bool, **o: Any) -> None:
             "neighbours each client masks with": found.degree,
             "shares that open a secret": found.threshold,
             "corrupted clients withstood": found.corrupted,
-            "dropouts withstood": found.dropped,
+            "dropouts guaranteed to be survived": found.dropped,
             "fewest clients in a sum": found.min_included,
             "signatures before anyone reveals": found.quorum or "none in this model",
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,10 @@ def diabetes() -> Dataset:
 DATASETS = {"breast-cancer": breast_cancer, "diabetes": diabetes}
 
 
-def from_csv(path: str | Path, label: str, group: str | None = None) -> Dataset:
-    """A CSV file with a header; every column but `label` and `group` must be numeric and complete.
+def from_csv(path: str | Path, label: str, group: str | None = None, ignore: Collection[str] = ()) -> Dataset:
+    """A CSV file with a header; every column but `label`, `group` and those to `ignore` is a feature.
+
+    Features must be numeric and complete.
 
     `group` names the column that says which hospital a record belongs to. A label that is not numeric,
     or takes at most 20 values that are all whole numbers, is a class; else it is a target. Raises
@@ -88,13 +91,13 @@ def from_csv(path: str | Path, label: str, group: str | None = None) -> Dataset:
     twice = [name for name in header if header.count(name) > 1]
     if twice:
         raise ValueError(f"{path}: the column {twice[0]!r} occurs twice in the header")
-    for wanted in (label, group):
+    for wanted in (label, group, *ignore):
         if wanted is not None and wanted not in header:
             raise ValueError(f"{path}: no column {wanted!r}; the columns are {', '.join(header)}")
     for line, row in body:
         if len(row) != len(header):
             raise ValueError(f"{path}, line {line}: expected {len(header)} fields, got {len(row)}")
-    kept = [i for i, name in enumerate(header) if name not in (label, group)]
+    kept = [i for i, name in enumerate(header) if name not in (label, group, *ignore)]
     if not kept:
         raise ValueError(f"{path}: no column is left for features")
     x = np.array([[_number(path, line, header[i], row[i]) for i in kept] for line, row in body])
@@ -114,7 +117,10 @@ def _number(path: Path, line: int, column: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise ValueError(f"{path}, line {line}, column {column!r}: expected a number, got {text!r}") from None
+        raise ValueError(
+            f"{path}, line {line}, column {column!r}: expected a number, got {text!r}: code it as numbers, "
+            "or leave the column out (ignore)"
+        ) from None
     if not np.isfinite(value):
         raise ValueError(f"{path}, line {line}, column {column!r}: expected a finite number, got {text!r}")
     return value

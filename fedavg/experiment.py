@@ -20,10 +20,9 @@ from fedavg.params import Arrays, Floats
 from fedavg.partition import Partition
 from fedavg.round import Dropouts, PlainSum, SecureSum
 from fedavg.server import FedAvg, Hospitals, Round
-from fedavg.statistics import moments
+from fedavg.statistics import Moments, moments
 from protocols.errors import Aborted
 
-MODELS = ("logistic", "mlp", "linear")
 TEST_SHARE = 0.25
 LEAST_OF_A_CLASS = 8
 
@@ -54,6 +53,8 @@ class Outcome:
     aggregator: SecureSum
     dropouts: Dropouts
     model: Arrays = field(repr=False)
+    standard: Moments = field(repr=False)
+    targets: Moments | None = field(repr=False, default=None)
 
 
 def make_model(kind: str, data: Dataset) -> Model:
@@ -154,7 +155,7 @@ def run(
     return Outcome(
         metrics, {name: len(rows) for name, rows in parts.items()}, len(test), alone, pooled, plain, secure,
         [judge(r.params) for r in plain], [judge(r.params) for r in secure], _difference(plain, secure),
-        secure_sum, schedule, secure[-1].params,
+        secure_sum, schedule, secure[-1].params, standard, restore,
     )  # fmt: skip
 
 

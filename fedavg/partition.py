@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 Partition = dict[str, NDArray[np.int64]]
 
-PARTITIONS = ("iid", "dirichlet", "quantity")
-
 
 def iid(records: int, names: Sequence[str], rng: np.random.Generator, least: int = 2) -> Partition:
     """Shuffled, in equal parts."""

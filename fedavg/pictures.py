@@ -22,7 +22,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 def learning_curves(outcome: Outcome, title: str, path: Path) -> None:
     """First metric on the test set by round: secure over plain, between alone and pooled."""
-    figure, axes = _figure(8.0, 4.6)
+    figure, axes = _figure(8.0, 4.8)
     rounds = [r.number + 1 for r in outcome.secure]
     for place, found in enumerate(outcome.alone.values()):
         label = None if place else "each hospital alone"
@@ -49,7 +49,7 @@ def learning_curves(outcome: Outcome, title: str, path: Path) -> None:
     axes.set_ylabel(f"{outcome.metrics[0]} on the test set")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(title, loc="left", fontsize=11)
-    axes.legend(facecolor="white", edgecolor="none", framealpha=1.0, loc="lower right", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     _save(figure, path)
 
 

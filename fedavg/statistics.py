@@ -5,8 +5,9 @@ value; the sum of the marks tells how many hospitals are at each power, and the 
 range. Then each adds its number of records and, scaled by that range to fixed point, its sum of values.
 The deviation is the root of the mean, found the same way, of the squared distances from the mean.
 
-The server learns those four sums and nothing of any one hospital beyond them. What the sums themselves
-tell (how many hospitals need which range, the total count) it does learn.
+All four are over the same hospitals, or there is no result. The server learns those four sums and nothing
+of any one hospital beyond them. What the sums themselves tell (how many hospitals need which range, the
+total count) it does learn.
 """
 
 from __future__ import annotations
@@ -57,37 +58,50 @@ def moments(tables: Mapping[str, Floats], aggregate: Aggregator, max_records: in
     columns = {_check(name, table, max_records) for name, table in tables.items()}
     if len(columns) != 1:
         raise ValueError(f"tables: expected the same number of columns everywhere, got {sorted(columns)}")
-    count, mean, scale = _mean(tables, aggregate, max_records, 0)
+    sums, scale, included = _sums(tables, aggregate, max_records, 0, counting=True)
+    count = int(sums[-1])
+    mean = sums[:-1] / count
     squares = {name: (table - mean) ** 2 for name, table in tables.items()}
-    count, variance, _ = _mean(squares, aggregate, max_records, 2)
-    deviation = np.sqrt(np.maximum(variance, 0.0))
+    distances, _, again = _sums(squares, aggregate, max_records, 2, counting=False)
+    if again != included:
+        raise Aborted("masked", "the sums are over different hospitals: some dropped out in between")
+    deviation = np.sqrt(np.maximum(distances / count, 0.0))
     deviation[deviation < scale * 2.0**-20] = 0.0  # what the mean's own rounding makes of a constant
     return Moments(count, mean, deviation)
 
 
-def _mean(
-    tables: Mapping[str, Floats], aggregate: Aggregator, max_records: int, first: int
-) -> tuple[int, Floats, Floats]:
-    """Number of records, mean and range of each column; takes the rounds `first` and `first` + 1."""
-    scale = _ranges(tables, aggregate, first)
+def _sums(
+    tables: Mapping[str, Floats], aggregate: Aggregator, max_records: int, first: int, counting: bool
+) -> tuple[Floats, Floats, tuple[str, ...]]:
+    """Sum and range of each column, and who is in them; takes the rounds `first` and `first` + 1.
+
+    `counting` appends the number of records to the sums. That is asked for only once: two counts over
+    different hospitals would differ by the records of one.
+    """
+    scale, ranged = _ranges(tables, aggregate, first)
     unit, vectors = 1 << _FRACTION_BITS, {}
     for name, table in tables.items():
         scaled = table / scale
-        if np.abs(scaled).max() > 1.0:  # it was not in the sum that found the range
-            raise ValueError(f"table of {name}: values beyond the range that the others found")
-        sums = np.rint(scaled.sum(axis=0) * unit).astype(np.int64) + max_records * unit
-        vectors[name] = np.append(sums, len(table))
+        if name in ranged and np.abs(scaled).max() > 1.0:
+            raise ValueError(f"table of {name}: values beyond the range that was found")
+        sums = np.rint(np.clip(scaled, -1.0, 1.0).sum(axis=0) * unit).astype(np.int64) + max_records * unit
+        vectors[name] = np.append(sums, len(table)) if counting else sums
     result = aggregate(vectors, 2 * max_records * unit + 1, first + 1)
     if isinstance(result, Aborted):
         raise result
+    if set(result.included) != set(ranged):
+        raise Aborted("masked", "the sums are over different hospitals: some dropped out in between")
     total = [int(v) for v in result.sum]
     offset = len(result.included) * max_records * unit
-    mean = np.array([(v - offset) / unit for v in total[:-1]]) / total[-1]
-    return total[-1], mean * scale, scale
+    columns = len(scale)
+    sums = np.array([(v - offset) / unit for v in total[:columns]]) * scale
+    return np.append(sums, total[columns:]), scale, result.included
 
 
-def _ranges(tables: Mapping[str, Floats], aggregate: Aggregator, number: int) -> Floats:
-    """For each column, the least power of two that no absolute value of anyone exceeds."""
+def _ranges(
+    tables: Mapping[str, Floats], aggregate: Aggregator, number: int
+) -> tuple[Floats, tuple[str, ...]]:
+    """For each column, the least power of two that no absolute value of the included exceeds; and those."""
     powers, marks, width = _HIGHEST - _LOWEST + 1, {}, 0
     for name, table in tables.items():
         largest = np.abs(table).max(axis=0)
@@ -102,7 +116,7 @@ def _ranges(tables: Mapping[str, Floats], aggregate: Aggregator, number: int) ->
     seen = np.asarray(result.sum).reshape(width, powers) > 0
     highest = powers - 1 - seen[:, ::-1].argmax(axis=1)
     ranges: Floats = np.ldexp(np.ones(width), highest + _LOWEST)
-    return ranges
+    return ranges, result.included
 
 
 def _check(name: str, table: Floats, max_records: int) -> int:

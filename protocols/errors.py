@@ -6,7 +6,8 @@
 `Aborted`      the end of a session without a sum: nobody's call failed, so it is a result and not raised;
                but reading `.sum` from it raises it, since ignoring it would be unsafe.
 
-No text here ever contains a secret or bytes that a peer sent.
+No text here ever contains a secret, or words that a peer wrote; numbers, such as a length or a version, it
+may.
 """
 
 from __future__ import annotations
@@ -47,18 +48,24 @@ class Fault:
 class Aborted(SecAggError):
     """A session that ended without a sum.
 
-    `stage` and `cause` say where and why; `culprits` who is named, if anyone; `revealed` whether any
-    share may have been revealed; `retry` whether the same updates may be contributed again, in a new
-    session with a higher `attempt`. After a reveal they may not: the round counts as completed.
+    `stage` and `cause` say where and why; `culprits` who is named, if anyone; `revealed` whether
+    this party (for the server: anybody) may have revealed a share; `retry` whether the same updates may be
+    contributed again, in a session that differs only by a higher `attempt`. After a reveal they may not:
+    the round counts as completed. (A client that masked but never answered may, with the same cohort: a
+    second sum needs answers from a threshold of it, and each answers once a round.)
     """
 
     def __init__(
         self, stage: str, cause: str, culprits: tuple[str, ...] = (), revealed: bool = False,
         faults: tuple[Fault, ...] = (), dropped: dict[str, Fault] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(f"aborted at {stage}: {cause}")
+        # All of it as `args`, so that an `Aborted` can be copied, pickled and stored.
+        super().__init__(stage, cause, culprits, revealed, faults, dropped or {})
         self.stage, self.cause, self.culprits, self.revealed = stage, cause, culprits, revealed
         self.faults, self.dropped = faults, dropped or {}
+
+    def __str__(self) -> str:
+        return f"aborted at {self.stage}: {self.cause}"
 
     @property
     def retry(self) -> bool:

@@ -153,7 +153,7 @@ def _check_demands(n: int, corrupted: float, dropout: float, threat_model: str) 
         raise LocalError(f"threat model: expected one of {', '.join(THREAT_MODELS)}; got {threat_model!r}")
 
 
-def _log_choose_ratio(total: int, marked: int, sampled: int, x: int) -> float:
+def _log_hypergeometric(total: int, marked: int, sampled: int, x: int) -> float:
     """log P[X = x], X hypergeometric: `sampled` drawn of `total`, `marked` of them marked."""
     if x < max(0, sampled + marked - total) or x > min(sampled, marked):
         return -inf
@@ -171,7 +171,7 @@ def _below(total: int, marked: int, sampled: int, probability: float) -> int:
     # Hoeffding's inequality: below this x the tail is certainly too light, so the sum may start here.
     certain = sampled * (marked / total - sqrt(-log(probability) / (2 * sampled)))
     x = min(max(least, floor(certain)), sampled, marked)
-    mass = exp(_log_choose_ratio(total, marked, sampled, x))
+    mass = exp(_log_hypergeometric(total, marked, sampled, x))
     cumulative, term, y = mass, mass, x
     while y > least and term > cumulative * 1e-17:
         term *= y * (rest + y) / ((marked - y + 1) * (sampled - y + 1))
@@ -201,14 +201,16 @@ def _log_disconnected(n: int, degree: int, bad: int) -> float:
 
 
 def _thresholds(
-    n: int, degree: int, corrupted: int, surviving: int, semi_malicious: bool, sigma: int, eta: int
-) -> tuple[int, int]:
+    n: int, degree: int, corrupted: int, surviving: int, semi_malicious: bool, sigma: int, eta: int,
+    places: int,
+) -> tuple[int, int]:  # fmt: skip
     """The smallest and largest threshold that are safe and live at this degree; empty if low > high."""
     secure = 2.0 ** -(sigma + 1)  # half of the security budget for each of the two bad events
     if _log_disconnected(n, degree, corrupted + n - surviving) >= log(secure):
         return 1, 0
-    # (a) corrupted neighbours stay below the threshold, (b) surviving ones reach it, for all clients.
-    most_corrupted = _above(n, corrupted, degree, secure / n)
+    # (a) corrupted neighbours stay below the threshold, at each of so many places on the ring,
+    # (b) surviving ones reach it, for all clients.
+    most_corrupted = _above(n, corrupted, degree, secure / places)
     fewest_surviving = _below(n, surviving, degree, 2.0**-eta / n)
     if semi_malicious:
         # Each honest neighbour answers once, so both secrets of one client cost 2t shares of which the
@@ -221,7 +223,9 @@ def reference_parameters(
     n: int, corrupted: float, dropout: float, threat_model: str = HONEST_BUT_CURIOUS,
     sigma: int = SIGMA, eta: int = ETA,
 ) -> tuple[int, int]:  # fmt: skip
-    """The least degree of a random Harary graph that serves, and its least threshold.
+    """The least degree of a random Harary graph that serves, and its least threshold: the public finder's.
+
+    For comparison; sessions use `parameters`.
 
     `corrupted` and `dropout` are the fractions gamma and delta of the n clients. Raises `Infeasible`
     where the C++ finder fails, `LocalError` for demands that make no sense.
@@ -237,7 +241,7 @@ def reference_parameters(
         )
     bad, surviving = _count(corrupted, n), ceil((1 - dropout - _TINY) * n)
     for degree in range(2, n - 1, 2):
-        low, high = _thresholds(n, degree, bad, surviving, twice == 2, sigma, eta)
+        low, high = _thresholds(n, degree, bad, surviving, twice == 2, sigma, eta, n)
         if low <= high:
             # The reference lifts the threshold to 2 without asking whether 2 survive: for tiny n that is
             # not live, which is why `parameters` has its own floor.
@@ -289,8 +293,8 @@ def parameters(
             f"{n} clients less {gone} dropped and {bad} corrupted leave fewer than 2 honest contributors"
         )
     if protocol == SECAGG or n < COMPLETE_BELOW:
-        if degree not in (None, n - 1):
-            raise Infeasible(f"degree: the complete graph on {n} clients has degree {n - 1}, not {degree}")
+        if degree is not None and (type(degree) is not int or degree != n - 1):
+            raise Infeasible(f"degree: the complete graph on {n} clients has degree {n - 1}, not {degree!r}")
         found = _complete(n, bad, gone, signed, threshold)
         return Parameters(n - 1, found, bad, gone, max(MIN_COHORT, found, bad + 2), quorum)
     sparse = _sparse(n, bad, gone, signed, degree, threshold)
@@ -317,11 +321,16 @@ def _complete(n: int, bad: int, gone: int, signed: bool, threshold: int | None) 
 def _sparse(
     n: int, bad: int, gone: int, signed: bool, degree: int | None, threshold: int | None
 ) -> tuple[int, int]:
-    if degree is not None and (degree % 2 or not MIN_DEGREE <= degree < n - 1):
-        raise Infeasible(f"degree: expected an even number from {MIN_DEGREE} to {n - 2}, got {degree}")
+    even = degree is None or (type(degree) is int and degree % 2 == 0 and MIN_DEGREE <= degree < n - 1)
+    if not even:
+        raise Infeasible(f"degree: expected an even number from {MIN_DEGREE} to {n - 2}, got {degree!r}")
     candidates: Sequence[int] = range(MIN_DEGREE, n - 1, 2) if degree is None else (degree,)
     for k in candidates:
-        low, high = _thresholds(n, k, bad, n - gone, signed, SIGMA, ETA)
+        # A server that deviates once the graph is known chooses who drops out, and could cut the ring at two
+        # windows of k/2 places that hold 2t - k corrupted clients between them, where the public finder
+        # takes dropouts as random: so those must be rare over all pairs of windows, not only over clients.
+        places = n * (n - k - 1) // 2 if signed else n
+        low, high = _thresholds(n, k, bad, n - gone, signed, SIGMA, ETA, places)
         low, high = max(low, MIN_THRESHOLD), min(high, k - 1)
         if low <= high:
             return k, _chosen(threshold, low, low, high)

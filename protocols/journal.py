@@ -6,7 +6,10 @@ state that is older than its journal is refused. (An old state would put a secon
 mask, and the difference of the two would be in the clear.)
 
 Across sessions the journal remembers, for each identity and task, the highest round in which it revealed
-shares: for that round, and any before it, nothing is contributed again.
+shares: for that round, and any before it, nothing is contributed again. And it remembers the last round
+in which a vector was sent, and to which cohort: until the next round it goes to no other. (A client that
+sent its vector and was never asked may be in a sum all the same; the same vector in the sum of another
+cohort would give the difference of the two.)
 
 What it does not protect against: a copy of the journal itself rolled back together with the state.
 """
@@ -27,17 +30,22 @@ from secagg.randomness import Rng, system
 Answer = tuple[bytes, str, int]
 """Identity, task and round of a client that is about to reveal shares."""
 
+Contribution = tuple[bytes, str, int, bytes]
+"""Identity, task, round and cohort (`Session.cohort_hash`) of a client that is about to send its vector."""
+
 
 class Journal(Protocol):
     """A store of steps; both implementations below are complete."""
 
     def commit(
-        self, machine: bytes, step: int, state: Callable[[], bytes], answer: Answer | None = None
-    ) -> None:
+        self, machine: bytes, step: int, state: Callable[[], bytes], answer: Answer | None = None,
+        contribution: Contribution | None = None,
+    ) -> None:  # fmt: skip
         """Record that `machine` (32 bytes) takes step number `step`; the first is 1.
 
         Raises `LocalError`, recording nothing, unless its last step was `step - 1`, and its subclass
-        `AlreadyAnswered` if `answer` names a round that is not above the last one answered.
+        `AlreadyAnswered` if `answer` names a round that is not above the last one answered, or
+        `contribution` a round below the last one contributed to, or that round with another cohort.
         """
         ...
 
@@ -49,14 +57,28 @@ class Journal(Protocol):
         """The highest round answered; -1 if none."""
         ...
 
+    def state(self, machine: bytes) -> bytes | None:
+        """The state after the last step, to restore the machine from; None if it is not kept."""
+        ...
 
-def _check(machine_last: int, step: int, answered: int, answer: Answer | None) -> None:
+
+def _check(
+    machine_last: int, step: int, answered: int, answer: Answer | None, sent: tuple[int, bytes] | None,
+    contribution: Contribution | None,
+) -> None:  # fmt: skip
     if machine_last != step - 1:
         raise LocalError(
             f"journal: step {step} does not follow step {machine_last}: this state is a copy or out of date"
         )
     if answer is not None and answer[2] <= answered:
         raise AlreadyAnswered(f"journal: round {answer[2]} of task {answer[1]!r} was already answered")
+    if contribution is not None and sent is not None:
+        _, task, number, cohort = contribution
+        if number < sent[0] or (number == sent[0] and cohort != sent[1]):
+            raise AlreadyAnswered(
+                f"journal: a vector was already sent for round {sent[0]} of task {task!r}: it may go to the "
+                "same cohort again, with a higher attempt, or the next round may begin"
+            )
 
 
 class MemoryJournal:
@@ -65,14 +87,19 @@ class MemoryJournal:
     def __init__(self) -> None:
         self._steps: dict[bytes, int] = {}
         self._answered: dict[tuple[bytes, str], int] = {}
+        self._sent: dict[tuple[bytes, str], tuple[int, bytes]] = {}
 
     def commit(
-        self, machine: bytes, step: int, state: Callable[[], bytes], answer: Answer | None = None
-    ) -> None:
+        self, machine: bytes, step: int, state: Callable[[], bytes], answer: Answer | None = None,
+        contribution: Contribution | None = None,
+    ) -> None:  # fmt: skip
         """See `Journal.commit`; the state is not kept."""
         answered = -1 if answer is None else self.last_answered(answer[0], answer[1])
-        _check(self.last_step(machine), step, answered, answer)
+        sent = None if contribution is None else self._sent.get(contribution[:2])
+        _check(self.last_step(machine), step, answered, answer, sent, contribution)
         self._steps[machine] = step
+        if contribution is not None:
+            self._sent[contribution[:2]] = contribution[2:]
         if answer is not None:
             self._answered[answer[:2]] = answer[2]
 
@@ -84,11 +111,17 @@ class MemoryJournal:
         """See `Journal.last_answered`."""
         return self._answered.get((identity, task), -1)
 
+    def state(self, machine: bytes) -> bytes | None:
+        """None: nothing outlives the process anyway."""
+        return None
+
 
 class SqliteJournal:
     """A journal in a SQLite file that also keeps each machine's newest state, sealed under `key`.
 
-    `key` is 32 bytes kept apart from the file. Writes are durable when `commit` returns (full fsync).
+    `key` is 32 bytes kept apart from the file. Writes are durable when `commit` returns: SQLite's
+    `synchronous = EXTRA`, which also syncs the folder, without which a lost power supply could bring an
+    older state back.
     Raises `LocalError` if the file cannot be opened or is something else.
     """
 
@@ -97,7 +130,7 @@ class SqliteJournal:
         self._key, self._rng = key, rng
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA synchronous = EXTRA")
             self._db.execute("PRAGMA secure_delete = ON")
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS steps (machine BLOB PRIMARY KEY, step INTEGER, state BLOB)"
@@ -106,28 +139,44 @@ class SqliteJournal:
                 "CREATE TABLE IF NOT EXISTS answered (identity BLOB, task TEXT, round INTEGER, "
                 "PRIMARY KEY (identity, task))"
             )
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS sent (identity BLOB, task TEXT, round INTEGER, cohort BLOB, "
+                "PRIMARY KEY (identity, task))"
+            )
         except sqlite3.Error as error:
             raise LocalError(f"journal: cannot use {path}: {error}") from None
 
     def commit(
-        self, machine: bytes, step: int, state: Callable[[], bytes], answer: Answer | None = None
-    ) -> None:
-        """See `Journal.commit`; step, state and answer are stored in one transaction."""
+        self, machine: bytes, step: int, state: Callable[[], bytes], answer: Answer | None = None,
+        contribution: Contribution | None = None,
+    ) -> None:  # fmt: skip
+        """See `Journal.commit`; all of it is stored in one transaction."""
         sealed = seal_state(self._key, state(), machine, self._rng)
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 answered = -1 if answer is None else self.last_answered(answer[0], answer[1])
-                _check(self.last_step(machine), step, answered, answer)
+                _check(
+                    self.last_step(machine), step, answered, answer, self._sent(contribution), contribution
+                )
                 self._db.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?)", (machine, step, sealed))
+                if contribution is not None:
+                    self._db.execute("INSERT OR REPLACE INTO sent VALUES (?, ?, ?, ?)", contribution)
                 if answer is not None:
                     self._db.execute("INSERT OR REPLACE INTO answered VALUES (?, ?, ?)", answer)
+                self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise LocalError(f"journal: cannot write: {error}") from None
+
+    def _sent(self, contribution: Contribution | None) -> tuple[int, bytes] | None:
+        if contribution is None:
+            return None
+        query = "SELECT round, cohort FROM sent WHERE identity = ? AND task = ?"
+        row = self._row(query, *contribution[:2])
+        return (int(row[0]), bytes(row[1])) if row else None
 
     def last_step(self, machine: bytes) -> int:
         """See `Journal.last_step`."""
@@ -140,9 +189,9 @@ class SqliteJournal:
         return int(row[0]) if row else -1
 
     def state(self, machine: bytes) -> bytes | None:
-        """The newest sealed state of a machine, to restore it after a crash; None if there is none."""
+        """See `Journal.state`; `LocalError` if it was stored under another key."""
         row = self._row("SELECT state FROM steps WHERE machine = ? AND state IS NOT NULL", machine)
-        return bytes(row[0]) if row else None
+        return unseal_state(self._key, bytes(row[0]), machine) if row else None
 
     def erase(self, machine: bytes) -> None:
         """Forget a finished machine's state; that its steps were taken stays known."""
@@ -160,7 +209,7 @@ class SqliteJournal:
         self._db.close()
 
 
-def check_key(key: bytes) -> None:
+def check_key(key: object) -> None:
     """Refuse what is not a 32-byte key."""
     if not isinstance(key, bytes) or len(key) != box.KEY_BYTES:
         raise LocalError(f"key: expected {box.KEY_BYTES} bytes")
@@ -171,9 +220,10 @@ def seal_state(key: bytes, state: bytes, machine: bytes, rng: Rng) -> bytes:
     return box.seal(key, state, bind(Label.SNAPSHOT, machine), rng)
 
 
-def unseal_state(key: bytes, sealed: bytes, machine: bytes) -> bytes:
+def unseal_state(key: bytes | None, sealed: bytes, machine: bytes) -> bytes:
     """What `seal_state` sealed; `LocalError` under another key or for another machine."""
     check_key(key)
+    assert key is not None
     try:
         return box.unseal(key, sealed, bind(Label.SNAPSHOT, machine))
     except Invalid:

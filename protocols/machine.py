@@ -2,7 +2,8 @@
 
 A protocol is two tables (one for clients, one for the server) of pure steps over frozen states; this
 file runs them. It is the one place where a message is matched against a state, refused, blamed,
-committed to the journal, or discarded unread. A machine reads no clock and does no I/O.
+committed to the journal, or discarded unread. A machine reads no clock and does no I/O but through the
+journal it was given.
 
 Client steps:  step(context, state, message) -> (state, outbox)
 Server steps:  accept(context, state, sender, message, frame) -> None, for each message of a stage, then
@@ -17,13 +18,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+from types import GenericAlias
 from typing import Any, Generic, TypeVar
 
 import msgspec
 import numpy as np
 
 from protocols.errors import Aborted, AlreadyAnswered, Fault, LocalError, RemoteError
-from protocols.journal import Answer, Journal, MemoryJournal, seal_state, unseal_state
+from protocols.journal import Answer, Contribution, Journal, MemoryJournal, seal_state, unseal_state
 from protocols.session import Session
 from protocols.wire import SERVER, Codec, Envelope
 from secagg.invalid import Invalid
@@ -84,6 +88,10 @@ class Answered:
     included: tuple[str, ...]
 
 
+class _Stopped(Exception):
+    """A client says that it has given up."""
+
+
 class Abort(Exception):
     """Raised inside a step: the session cannot go on."""
 
@@ -98,43 +106,48 @@ class State(msgspec.Struct, frozen=True, tag=True):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(…)"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # what msgspec offers would show every field
+        return []
+
 
 Outbox = list[tuple[int, Any, Any]]
 """(position of the recipient, message, frame) for a server; a client's position is ignored."""
 
 
 @dataclass(frozen=True)
-class ClientRules:
-    """A protocol's client side. `moves` maps (state type, message type, `Started` or `Input`) to a step."""
+class Rules:
+    """One side of a protocol; a client's is no more than this.
+
+    `moves` maps (state, message, or the event `Started` or `Input`) to a step; `stages` names the states,
+    in order; no message is longer than `limit`; `stop` gives up, and `ends` is the state afterwards.
+    """
 
     moves: Mapping[tuple[type, type], Callable[..., Any]]
     stages: Mapping[type, str]
     codec: Codec[Any]
-    states: Any
     stop: type
     limit: Callable[[Session], int]
     ends: type
+
+    @property
+    def states(self) -> Any:
+        """The union of all states, for snapshots."""
+        return reduce(or_, self.stages)
 
 
 @dataclass(frozen=True)
-class ServerRules:
-    """A protocol's server side. `stages` is in order; `moves` maps (state, message) to accept steps."""
+class ServerRules(Rules):
+    """A server's side: how each stage `closes`, the message that `adds` its frame, the one that `reveals`."""
 
-    moves: Mapping[tuple[type, type], Callable[..., None]]
     closes: Mapping[type, Callable[..., Any]]
-    stages: Mapping[type, str]
-    codec: Codec[Any]
-    states: Any
-    stop: type
-    limit: Callable[[Session], int]
     adds: type
     reveals: type
-    ends: type
 
 
-R = TypeVar("R", ClientRules, ServerRules)
+R = TypeVar("R", bound=Rules)
 
 _STOPPED = "stopped"
+_ABORTED = tuple[str, str, tuple[str, ...], bool, tuple[Fault, ...], dict[str, Fault]]  # its `args`
 _MOST_FAULTS = 10_000
 
 
@@ -179,13 +192,20 @@ class _Machine(Generic[R]):
         """The whole state, encrypted under a local 32-byte key, for `Session.restore_...`."""
         return seal_state(key, self._dump(), self._id, system)
 
-    def _commit(self, outbox: list[Envelope], answer: Answer | None = None) -> None:
+    def _commit(
+        self, outbox: list[Envelope], answer: Answer | None = None, contribution: Contribution | None = None
+    ) -> None:
         """Record the step that was just taken; the caller undoes it if this raises."""
         self._outbox, self._step = outbox, self._step + 1
-        self._journal.commit(self._id, self._step, self._dump, answer)
+        self._journal.commit(self._id, self._step, self._dump, answer, contribution)
 
-    def _restore(self, snapshot: bytes, key: bytes) -> None:
-        plain = unseal_state(key, snapshot, self._id)
+    def _restore(self, snapshot: bytes | None, key: bytes | None) -> None:
+        if snapshot is not None:
+            plain: bytes | None = unseal_state(key, snapshot, self._id)
+        else:
+            plain = self._journal.state(self._id)
+        if plain is None:
+            raise LocalError("journal: it keeps no state of this party in this session")
         self._load(plain)
         last = self._journal.last_step(self._id)
         if self._step != last:
@@ -197,7 +217,8 @@ class _Machine(Generic[R]):
     def _check_fresh(self) -> None:
         if self._journal.last_step(self._id):
             raise LocalError(
-                "journal: this session was already begun: restore it, or use a higher attempt number"
+                "journal: this session was already begun: restore it (Session.restore_client), or "
+                "make a session with a higher attempt, or for the next round"
             )
 
     def _dump(self) -> bytes:
@@ -215,15 +236,15 @@ class _Machine(Generic[R]):
 
 def machine_id(session: Session, name: str) -> bytes:
     """The key under which a journal knows this party in this session: 32 bytes."""
-    return digest(Label.SNAPSHOT, session.hash, name.encode())
+    return digest(Label.MACHINE, session.hash, name.encode())
 
 
-class ClientMachine(_Machine[ClientRules]):
+class ClientMachine(_Machine[Rules]):
     """One client in one session. `handle` events; send what it returns; read `result`."""
 
     def __init__(
-        self, session: Session, name: str, rules: ClientRules, context: Any, state: State, identity: bytes,
-        journal: Journal | None, snapshot: tuple[bytes, bytes] | None,
+        self, session: Session, name: str, rules: Rules, context: Any, state: State, identity: bytes,
+        journal: Journal | None, snapshot: tuple[bytes | None, bytes | None] | None,
     ) -> None:  # fmt: skip
         super().__init__(session, name, rules, context, state, journal)
         self._identity = identity
@@ -260,15 +281,18 @@ class ClientMachine(_Machine[ClientRules]):
             case Started():
                 if Started not in self._legal() or self.result is not None:
                     raise LocalError(f"started twice: {self.name!r} is at {self.stage!r}")
-                return self._take(event, Started)
+                return self._take(event)
             case Input(vector):
                 return self._input(vector)
-            case Received(envelope):
+            case Received(Envelope() as envelope):
                 return self._received(envelope)
             case StageClosed():
                 return []  # stages are the server's
             case _:
-                raise LocalError(f"event: expected Started, Input, Received or StageClosed, got {event!r}")
+                raise LocalError(
+                    "event: expected Started, Input, Received (of an Envelope) or StageClosed, got "
+                    f"{type(event).__name__}"
+                )
 
     def _input(self, values: Any) -> list[Envelope]:
         if self._given:
@@ -287,19 +311,23 @@ class ClientMachine(_Machine[ClientRules]):
         """Feed the input to the protocol as soon as it may be masked."""
         if self._pending is None or Input not in self._legal():
             return []
-        sent = self._take(Input(self._pending), Input)
-        self._pending = None
-        return sent
+        vector, self._pending = self._pending, None  # the journal must not keep it beyond this step
+        try:
+            return self._take(Input(vector))
+        except BaseException:
+            self._pending = vector
+            raise
 
     def _received(self, envelope: Envelope) -> list[Envelope]:
-        if envelope.to != self.name or envelope.sender != SERVER:
-            raise LocalError(f"misrouted: {envelope.sender!r} to {envelope.to!r}, delivered to {self.name!r}")
         if self._failed is not None:
+            return []
+        if envelope.to != self.name or envelope.sender != SERVER:  # both are what a peer wrote
+            self._note(Fault((envelope.sender,), self.stage, "not for this client, or not from the server"))
             return []
         if envelope.session != self.session.hash:
             self._note(Fault((SERVER,), self.stage, "a message of another session was ignored"))
             return []
-        seal = digest(Label.STEP, envelope.body)
+        seal = digest(Label.HANDLED, envelope.body)
         if seal in self._handled:  # delivered again: the same bytes again, or nothing if long past
             return self._guarded(lambda: self._mask() or self.resend()) if seal == self._handled[-1] else []
         if self.result is not None:
@@ -316,7 +344,7 @@ class ClientMachine(_Machine[ClientRules]):
         if type(message) not in self._legal():
             raise RemoteError(f"{type(message).__name__} is not expected at stage {self.stage!r}")
         # An early input is masked in the same breath; no step that leads to it sends anything itself.
-        return self._take(message, type(message), seal) or self._mask()
+        return self._take(message, seal) or self._mask()
 
     def _guarded(self, work: Callable[[], list[Envelope]]) -> list[Envelope]:
         """Whatever the server did wrong ends this client's session, and names the server."""
@@ -329,19 +357,22 @@ class ClientMachine(_Machine[ClientRules]):
         except AlreadyAnswered as error:  # asked in a second session for what was answered in another
             return self._abort(str(error), (), revealed=True)
 
-    def _take(self, event: Any, kind: type, seal: bytes | None = None) -> list[Envelope]:
-        step = self._rules.moves[type(self._state), kind]
+    def _take(self, event: Any, seal: bytes | None = None) -> list[Envelope]:
+        step = self._rules.moves[type(self._state), type(event)]
         before = (self._state, self._outbox, self._step, list(self._handled))
         state, outbox = step(self._context, self._state, event)
-        answer = None
+        answer, contribution = None, None
+        mine = (self._identity, self.session.task, self.session.round)
         if isinstance(state, self._rules.ends):
-            answer = (self._identity, self.session.task, self.session.round)
+            answer = mine
+        if isinstance(event, Input):
+            contribution = (*mine, self.session.cohort_hash)
         if seal is not None:
             self._handled.append(seal)
         self._state = state
         try:
             sent = [self._envelope(SERVER, message, frame) for _, message, frame in outbox]
-            self._commit(sent, answer)
+            self._commit(sent, answer, contribution)
         except BaseException:
             self._state, self._outbox, self._step, self._handled = before
             raise
@@ -368,17 +399,17 @@ class ClientMachine(_Machine[ClientRules]):
 
     def _dump(self) -> bytes:
         pending = None if self._pending is None else self._pending.tobytes()
-        failed = None if self._failed is None else _plain(self._failed)
+        failed = None if self._failed is None else self._failed.args
         outbox = [(e.to, e.body, bytes(e.frame)) for e in self._outbox]
         return msgspec.msgpack.encode(
             (self._step, self._state, outbox, self._handled, self._given, pending, self._faults, failed)
         )
 
     def _load(self, plain: bytes) -> None:
-        kind = _tuple(
-            int, self._rules.states, list[tuple[str, bytes, bytes]], list[bytes], bool, bytes | None,
-            list[Fault], _PlainAborted | None,
-        )  # fmt: skip
+        kind = GenericAlias(tuple, (
+            int, self._rules.states, list[tuple[str, bytes, bytes]], list[bytes], bool,
+            bytes | None, list[Fault], _ABORTED | None,
+        ))  # fmt: skip
         step, state, outbox, handled, given, pending, faults, failed = msgspec.msgpack.decode(
             plain, type=kind
         )
@@ -386,7 +417,7 @@ class ClientMachine(_Machine[ClientRules]):
         self._outbox = [Envelope(self.session.hash, self.name, to, body, frame) for to, body, frame in outbox]
         self._pending = None if pending is None else np.frombuffer(pending, self.session.ring.dtype).copy()
         self._faults = faults
-        self._failed = None if failed is None else failed.aborted()
+        self._failed = None if failed is None else Aborted(*failed)
 
 
 class ServerMachine(_Machine[ServerRules]):
@@ -394,7 +425,7 @@ class ServerMachine(_Machine[ServerRules]):
 
     def __init__(
         self, session: Session, rules: ServerRules, context: Any, state: State, journal: Journal | None,
-        snapshot: tuple[bytes, bytes] | None,
+        snapshot: tuple[bytes | None, bytes | None] | None,
     ) -> None:  # fmt: skip
         super().__init__(session, SERVER, rules, context, state, journal)
         self._awaited = set(range(len(session.names)))
@@ -421,21 +452,22 @@ class ServerMachine(_Machine[ServerRules]):
     def handle(self, event: Event) -> list[Envelope]:
         """React to one event; returns what to send. A peer's fault is recorded, never raised."""
         match event:
-            case Received(envelope):
+            case Received(Envelope() as envelope):
                 return self._received(envelope)
             case StageClosed(stage):
                 return self._close() if stage == self.stage and self.result is None else []
             case _:
-                raise LocalError(f"event: a server takes Received and StageClosed, got {event!r}")
+                raise LocalError(
+                    f"event: a server takes Received and StageClosed, got {type(event).__name__}"
+                )
 
     def _received(self, envelope: Envelope) -> list[Envelope]:
-        if envelope.to != SERVER:
-            raise LocalError(f"misrouted: to {envelope.to!r}, delivered to the server")
         if self.result is not None:
             return []
         sender = self.session.positions.get(envelope.sender)
-        if sender is None:
-            self._note(Fault((envelope.sender,), self.stage, "not in the cohort: ignored"))
+        if sender is None or envelope.to != SERVER:
+            cause = "not in the cohort" if sender is None else "not for the server"
+            self._note(Fault((envelope.sender,), self.stage, f"{cause}: ignored"))
             return []
         if sender not in self._awaited:
             return []  # a duplicate, or a late message of a dropped client: discarded unread
@@ -448,12 +480,14 @@ class ServerMachine(_Machine[ServerRules]):
             self._accept(sender, envelope)
         except (RemoteError, Invalid) as error:
             self._lose(sender, str(error))
+        except _Stopped:  # perhaps by another's doing: told apart from a fault of its own
+            self._lose(sender, f"{envelope.sender} stopped by itself", blamed=False)
         return [] if self._awaited else self._close()
 
     def _accept(self, sender: int, envelope: Envelope) -> None:
         message = self._rules.codec.decode(envelope.body, self._rules.limit(self.session))
         if isinstance(message, self._rules.stop):
-            raise RemoteError("stopped by itself")
+            raise _Stopped
         kind = type(message)
         accept = self._rules.moves.get((type(self._state), kind))
         if accept is None:
@@ -464,17 +498,26 @@ class ServerMachine(_Machine[ServerRules]):
             raise RemoteError(f"{kind.__name__} is not expected at stage {self.stage!r}")
         if len(envelope.frame) and kind is not self._rules.adds:
             raise RemoteError("a frame where none belongs")
-        accept(self._context, self._state, sender, message, envelope.frame)
+        accept(self._context, self._state, sender, message)
         if kind is self._rules.adds:
-            if self._total is None:
-                self._total = self.session.ring.zeros(self.session.dim)
-            self.session.ring.add_packed(self._total, envelope.frame)
+            self._add(envelope.frame)
         self._gathered[sender] = message
         self._awaited.discard(sender)
 
-    def _lose(self, sender: int, cause: str) -> None:
+    def _add(self, frame: bytes | memoryview) -> None:
+        total = self.session.ring.zeros(self.session.dim) if self._total is None else self._total
+        try:
+            self.session.ring.add_packed(total, frame)
+        except Invalid:
+            raise  # refused before anything was added
+        except BaseException:  # out of memory, or interrupted: half a vector may be in the sum
+            self._abort("the running sum was interrupted", ())
+            raise
+        self._total = total
+
+    def _lose(self, sender: int, cause: str, blamed: bool = True) -> None:
         """Stop waiting for a client: dropped if its vector is not in the sum, else only named."""
-        fault = Fault((self.session.names[sender],), self.stage, cause)
+        fault = Fault((self.session.names[sender],) if blamed else (), self.stage, cause)
         self._faults.append(fault)
         self._awaited.discard(sender)
         if not self._included(sender):
@@ -502,10 +545,12 @@ class ServerMachine(_Machine[ServerRules]):
             self._lose(sender, "silent" if not said else f"silent, and before: {said[-1]}")
         try:
             close = self._rules.closes[type(self._state)]
-            state, outbox, faults = close(self._context, self._state, self._gathered, self._total)
+            # In the last stage a copy: a step that fails half-way must not leave half of the pads in the sum.
+            total = self._total.copy() if self._revealed and self._total is not None else self._total
+            state, outbox, faults = close(self._context, self._state, self._gathered, total)
         except Abort as abort:
             self._faults.extend(abort.faults)
-            return self._abort(self.stage, abort.cause, abort.culprits)
+            return self._abort(abort.cause, abort.culprits)
         self._faults.extend(faults)
         gathered, self._gathered, self._state = self._gathered, {}, state
         self._awaited = {to for to, _, _ in outbox}
@@ -515,8 +560,8 @@ class ServerMachine(_Machine[ServerRules]):
                     self._dropped[sender] = fault
         self._revealed = self._revealed or any(isinstance(m, self._rules.reveals) for _, m, _ in outbox)
         if isinstance(state, self._rules.ends):
-            assert self._total is not None
-            self._aggregate = self._finish(self._total)
+            assert total is not None
+            self._total, self._aggregate = total, self._finish(total)
             return []  # nothing is sent, so nothing need be committed first
         names = self.session.names
         sent = [self._envelope(names[to], message, frame) for to, message, frame in outbox]
@@ -531,8 +576,8 @@ class ServerMachine(_Machine[ServerRules]):
     def _named(self) -> dict[str, Fault]:
         return {self.session.names[i]: fault for i, fault in sorted(self._dropped.items())}
 
-    def _abort(self, stage: str, cause: str, culprits: tuple[str, ...]) -> list[Envelope]:
-        names = self.session.names
+    def _abort(self, cause: str, culprits: tuple[str, ...]) -> list[Envelope]:
+        stage, names = self.stage, self.session.names
         live = [i for i in range(len(names)) if i not in self._dropped]
         self._faults.append(Fault(culprits, stage, cause))
         self._failed = Aborted(stage, cause, culprits, self._revealed, self.faults, self._named())
@@ -542,28 +587,27 @@ class ServerMachine(_Machine[ServerRules]):
         return sent
 
     def _dump(self) -> bytes:
-        failed = None if self._failed is None else _plain(self._failed)
+        failed = None if self._failed is None else self._failed.args
         outbox = [(e.to, e.body, bytes(e.frame)) for e in self._outbox]
         return msgspec.msgpack.encode(
             (
-                self._step, self._state, outbox, list(self._gathered.items()), sorted(self._awaited),
-                list(self._dropped.items()), self._faults, self._revealed,
+                self._step, self._state, outbox, self._gathered, sorted(self._awaited),
+                self._dropped, self._faults, self._revealed,
                 None if self._total is None else self._total.tobytes(), failed,
             )
         )  # fmt: skip
 
     def _load(self, plain: bytes) -> None:
-        gathered_kind = _list(_tuple(int, self._rules.codec.union))
-        kind = _tuple(
-            int, self._rules.states, list[tuple[str, bytes, bytes]], gathered_kind, set[int],
-            list[tuple[int, Fault]], list[Fault], bool, bytes | None, _PlainAborted | None,
-        )  # fmt: skip
-        (self._step, self._state, outbox, gathered, self._awaited, dropped, self._faults, self._revealed,
-         total, failed) = msgspec.msgpack.decode(plain, type=kind)  # fmt: skip
+        gathered = GenericAlias(dict, (int, self._rules.codec.union))
+        kind = GenericAlias(tuple, (
+            int, self._rules.states, list[tuple[str, bytes, bytes]], gathered, set[int],
+            dict[int, Fault], list[Fault], bool, bytes | None, _ABORTED | None,
+        ))  # fmt: skip
+        (self._step, self._state, outbox, self._gathered, self._awaited, self._dropped, self._faults,
+         self._revealed, total, failed) = msgspec.msgpack.decode(plain, type=kind)  # fmt: skip
         self._outbox = [Envelope(self.session.hash, SERVER, to, body, frame) for to, body, frame in outbox]
-        self._gathered, self._dropped = dict(gathered), dict(dropped)
         if failed is not None:
-            self._failed = failed.aborted()
+            self._failed = Aborted(*failed)
         elif total is not None:
             self._total = np.frombuffer(total, self.session.ring.dtype).copy()
             if isinstance(self._state, self._rules.ends):
@@ -574,34 +618,3 @@ def _included(state: State) -> tuple[int, ...]:
     """Whom a state names as being in the sum; nobody before that is decided."""
     included: tuple[int, ...] = getattr(state, "included", ())
     return included
-
-
-def _tuple(*types: Any) -> Any:
-    """The type of a tuple of these types, for msgspec; a function because they are known at run time."""
-    generic: Any = tuple
-    return generic[types]
-
-
-def _list(entry: Any) -> Any:
-    generic: Any = list
-    return generic[entry]
-
-
-class _PlainAborted(msgspec.Struct, frozen=True):
-    """`Aborted` as plain data, for snapshots."""
-
-    stage: str
-    cause: str
-    culprits: tuple[str, ...]
-    revealed: bool
-    faults: tuple[Fault, ...]
-    dropped: dict[str, Fault]
-
-    def aborted(self) -> Aborted:
-        return Aborted(self.stage, self.cause, self.culprits, self.revealed, self.faults, self.dropped)
-
-
-def _plain(failed: Aborted) -> _PlainAborted:
-    return _PlainAborted(
-        failed.stage, failed.cause, failed.culprits, failed.revealed, failed.faults, failed.dropped
-    )

@@ -32,9 +32,9 @@ from protocols.graph import Graph
 from protocols.machine import (
     Abort,
     ClientMachine,
-    ClientRules,
     Input,
     Outbox,
+    Rules,
     ServerMachine,
     ServerRules,
     Started,
@@ -43,7 +43,7 @@ from protocols.machine import (
 from protocols.session import Policy, Session
 from protocols.wire import Codec, Message, bitmap, members
 from secagg import box, keys, prg, shamir
-from secagg.invalid import Invalid
+from secagg.invalid import Invalid, exact_length
 from secagg.keys import AgreementKey, Identity
 from secagg.labels import Label, bind, digest
 from secagg.randomness import Rng, seeded
@@ -164,6 +164,11 @@ def _limit_down(session: Session) -> int:
     return 256 + len(session.names) + (session.parameters.degree + 1) * each + quorum
 
 
+def longest_message(session: Session) -> int:
+    """The longest body of any message of a session."""
+    return max(_limit_up(session), _limit_down(session))
+
+
 # --------------------------------------------------------------------------- what both sides compute
 
 
@@ -223,14 +228,9 @@ def _pieces(what: str, blob: bytes, count: int, size: int) -> list[bytes]:
     return [blob[i * size : (i + 1) * size] for i in range(count)]
 
 
-def _check_length(what: str, data: bytes, size: int) -> None:
-    if len(data) != size:
-        raise RemoteError(f"{what}: expected {size} bytes, got {len(data)}")
-
-
 def _check_advertised(session: Session, i: int, message: Advertise) -> None:
     """A client's keys are of this session and, in the signed models, signed by its pinned identity."""
-    _check_length("signature", message.signature, keys.SIGNATURE_BYTES if session.signed else 0)
+    exact_length("signature", message.signature, keys.SIGNATURE_BYTES if session.signed else 0)
     if message.session != session.hash:
         raise RemoteError("another session: a different model, round or parameters")
     keys.check_canonical(message.channel)
@@ -344,7 +344,7 @@ def share_keys(context: ClientContext, state: AwaitRoster, message: Roster) -> t
     session, index, t = context.session, context.index, context.session.parameters.threshold
     if message.echo != state.sent:
         raise RemoteError("roster: the server has other keys of this client than it advertised")
-    _check_length("graph seed", message.graph_seed, 0 if session.complete else 32)
+    exact_length("graph seed", message.graph_seed, 0 if session.complete else 32)
     graph = session.graph(message.graph_seed)
     advertised = _read_roster(session, graph.neighbours(index), message)
     holders = graph.holders(index)
@@ -397,7 +397,7 @@ def _read_roster(session: Session, neighbours: tuple[int, ...], message: Roster)
     for peer, their in advertised.items():
         _check_advertised(session, peer, their)
         seen |= {their.channel, their.mask}
-    if len(seen) != 2 * len(advertised):  # Figure 4: "assert that all the public key pairs are different"
+    if len(seen) != 2 * len(advertised):  # Figure 4 asserts "that all the public key pairs are different"
         raise RemoteError("roster: a key occurs twice")
     return advertised
 
@@ -453,7 +453,8 @@ def _open(session: Session, key: bytes, dealer: int, holder: int, sealed: bytes,
 def mask_input(context: ClientContext, state: AwaitInput, event: Input) -> tuple[State, Outbox]:
     """Round 2, MaskedInputCollection: y = x + PRG(b) + sum over v of sign(u, v) PRG(s_uv).
 
-    The sign is the paper's: plus if this client's place is below the peer's, else minus.
+    The sign is that of the paper's section 4: plus if this client's place is below the peer's, else minus.
+    (Figure 4 has it the other way round; either cancels.)
     """
     session, index = context.session, context.index
     own = AgreementKey(state.mask)
@@ -474,9 +475,10 @@ def _check_survivors(context: ClientContext, state: AwaitSurvivors, message: Sur
     included = members(message.included, len(session.names))
     if index not in included:
         raise RemoteError("survivors: this client is not among them, and must not be asked")
-    least = max(session.min_included, context.policy.min_included)
-    if len(included) < least:
-        raise RemoteError(f"survivors: {len(included)} are too few, at least {least} must be included")
+    if len(included) < session.min_included:
+        raise RemoteError(f"survivors: {len(included)}, at least {session.min_included} must be included")
+    if len(included) < context.policy.min_included:  # nobody's fault: the session allows it
+        raise Abort(f"{len(included)} are included, this client's policy wants {context.policy.min_included}")
     # An included neighbour that this client never masked with would leave a pad in the sum.
     if not set(included).isdisjoint(state.strangers):
         raise RemoteError("survivors: a neighbour among them never dealt shares to this client")
@@ -567,7 +569,6 @@ class AwaitMasked(State, frozen=True):
 
     sent: dict[int, bytes]
     graph_seed: bytes
-    advertised: set[int]
     mask_keys: dict[int, bytes]
     dealt: dict[int, Dealt]
 
@@ -577,7 +578,6 @@ class AwaitSignatures(State, frozen=True):
 
     statement: bytes
     graph_seed: bytes
-    advertised: set[int]
     mask_keys: dict[int, bytes]
     dealt: dict[int, Dealt]
     included: tuple[int, ...]
@@ -587,7 +587,6 @@ class AwaitReveals(State, frozen=True):
     """Round 4: gathering `Revealed`."""
 
     graph_seed: bytes
-    advertised: set[int]
     mask_keys: dict[int, bytes]
     dealt: dict[int, Dealt]
     included: tuple[int, ...]
@@ -606,7 +605,7 @@ class ServerContext:
         return self.session.names[i]
 
 
-def accept_keys(context: ServerContext, _: AwaitKeys, sender: int, message: Advertise, __: Any) -> None:
+def accept_keys(context: ServerContext, _: AwaitKeys, sender: int, message: Advertise) -> None:
     """Round 0: a bad key or signature drops its sender before anyone shares with it.
 
     Clients do not look for points of small order again: an agreement with one fails, and they stop.
@@ -644,21 +643,21 @@ def _echoes(outbox: Outbox) -> dict[int, bytes]:
     return {to: _echo(message) for to, message, _ in outbox}
 
 
-def accept_dealing(context: ServerContext, state: AwaitDealings, sender: int, message: Dealt, _: Any) -> None:
+def accept_dealing(context: ServerContext, state: AwaitDealings, sender: int, message: Dealt) -> None:
     """Round 1: the right number of boxes and commitments; what is inside only the holders see."""
     session = context.session
     if message.echo != state.sent[sender]:
         raise RemoteError("it answers another roster than it was sent")
-    holders = _present_holders(session.graph(state.graph_seed), sender, state.keys)
+    holders = _places(session.graph(state.graph_seed), sender, state.keys)
     others = len(holders) - (sender in holders)
-    _check_length("seed commitment", message.seed_commitment, COMMITMENT_BYTES)
-    _check_length("boxes", message.boxes, others * _box_bytes(session))
-    _check_length("commitments", message.commitments, len(holders) * _pair_bytes(session))
+    exact_length("seed commitment", message.seed_commitment, COMMITMENT_BYTES)
+    exact_length("boxes", message.boxes, others * _box_bytes(session))
+    exact_length("commitments", message.commitments, len(holders) * _pair_bytes(session))
 
 
-def _present_holders(graph: Graph, dealer: int, present: Container[int]) -> list[int]:
-    """The holders that had advertised keys when shares were dealt: the order of a dealer's blobs."""
-    return [h for h in graph.holders(dealer) if h in present]
+def _places(graph: Graph, dealer: int, present: Container[int]) -> dict[int, int]:
+    """Holder -> its place in a dealer's blobs: among those that had advertised keys when it dealt."""
+    return {h: place for place, h in enumerate(h for h in graph.holders(dealer) if h in present)}
 
 
 def forward_shares(
@@ -668,11 +667,10 @@ def forward_shares(
     session = context.session
     _check_enough(context, gathered, "dealt shares", [])
     graph, box_size, pair_size = session.graph(state.graph_seed), _box_bytes(session), _pair_bytes(session)
-    held_by = {i: _present_holders(graph, i, state.keys) for i in gathered}
     places = {i: _places(graph, i, state.keys) for i in gathered}
     outbox: Outbox = []
     for i in sorted(gathered):
-        dealers = [d for d in held_by[i] if d in gathered]
+        dealers = [d for d in places[i] if d in gathered]  # holding is symmetric
         boxes, pairs = [], []
         for d in dealers:
             if d == i:
@@ -681,22 +679,19 @@ def forward_shares(
             before = place - (d in places[d] and d < i)  # a dealer seals no box for itself
             boxes.append(gathered[d].boxes[before * box_size : (before + 1) * box_size])
             pairs.append(gathered[d].commitments[place * pair_size : (place + 1) * pair_size])
-        there = bitmap([p for p, d in enumerate(held_by[i]) if d in gathered], len(held_by[i]))
+        there = bitmap([places[i][d] for d in dealers], len(places[i]))
         outbox.append((i, Shares(there, b"".join(boxes), b"".join(pairs)), b""))
-    mask_keys = {i: keys.mask for i, keys in state.keys.items() if i in gathered}
+    mask_keys = {i: message.mask for i, message in state.keys.items()}
     # The boxes are on their way and not needed again; commitments are, and of whom they are.
     dealt = {i: Dealt(b"", m.seed_commitment, b"", m.commitments) for i, m in gathered.items()}
-    following = AwaitMasked(_echoes(outbox), state.graph_seed, set(state.keys), mask_keys, dealt)
+    following = AwaitMasked(_echoes(outbox), state.graph_seed, mask_keys, dealt)
     return following, outbox, []
 
 
-def accept_masked(
-    context: ServerContext, state: AwaitMasked, sender: int, message: Masked, frame: Any
-) -> None:
-    """Round 2: only a whole, well-formed vector is added (by the machine) to the running sum."""
+def accept_masked(_: ServerContext, state: AwaitMasked, sender: int, message: Masked) -> None:
+    """Round 2: the machine adds the vector to the running sum, if it is whole and well-formed."""
     if message.echo != state.sent[sender]:
         raise RemoteError("it answers other shares than it was sent")
-    context.session.ring.check_packed(frame, context.session.dim)
 
 
 def ask_survivors(
@@ -718,7 +713,7 @@ def ask_survivors(
             )
     question = Survivors(bitmap(included, len(session.names)))
     outbox: Outbox = [(i, question, b"") for i in included]
-    known = (state.graph_seed, state.advertised, state.mask_keys, state.dealt, included)
+    known = (state.graph_seed, state.mask_keys, state.dealt, included)
     if not session.signed:
         return AwaitReveals(*known), outbox, []
     statement = _signed_survivors(_setup(session, state.graph_seed), question.included)
@@ -730,9 +725,7 @@ def _needed(graph: Graph, dealer: int, alive: set[int]) -> bool:
     return dealer in alive or not alive.isdisjoint(graph.neighbours(dealer))
 
 
-def accept_signature(
-    context: ServerContext, state: AwaitSignatures, sender: int, message: Signed, _: Any
-) -> None:
+def accept_signature(context: ServerContext, state: AwaitSignatures, sender: int, message: Signed) -> None:
     """Round 3: a survivor's signature over the set."""
     keys.verify(context.session.identities[sender], state.statement, message.signature)
 
@@ -746,13 +739,11 @@ def pass_quorum(
         raise Abort(f"{len(gathered)} signed the survivor set, {quorum} are needed")
     signers = sorted(gathered)
     shown = Quorum(bitmap(signers, n), b"".join(gathered[i].signature for i in signers))
-    following = AwaitReveals(state.graph_seed, state.advertised, state.mask_keys, state.dealt, state.included)
+    following = AwaitReveals(state.graph_seed, state.mask_keys, state.dealt, state.included)
     return following, [(i, shown, b"") for i in signers], []
 
 
-def accept_reveal(
-    context: ServerContext, state: AwaitReveals, sender: int, message: Revealed, _: Any
-) -> None:
+def accept_reveal(context: ServerContext, state: AwaitReveals, sender: int, message: Revealed) -> None:
     """Round 4: the right number of shares; `unmask` checks each against its commitment."""
     _read_reveal(context, state, sender, message)
 
@@ -807,7 +798,7 @@ def _sort_reveals(
     """Dealer -> holder -> share, each checked: blame for a bad one falls on holder or dealer alone."""
     session, included = context.session, set(state.included)
     openings: dict[int, dict[int, bytes]] = {d: {} for d in state.dealt}
-    places = {d: _places(graph, d, state.advertised) for d in state.dealt} if session.signed else {}
+    places = {d: _places(graph, d, state.mask_keys) for d in state.dealt} if session.signed else {}
     faults: list[Fault] = []
     for holder in sorted(gathered):
         given, missing = _read_reveal(context, state, holder, gathered[holder])
@@ -830,11 +821,6 @@ def _sort_reveals(
                 continue
             openings[dealer][holder] = shares[dealer]
     return openings, faults
-
-
-def _places(graph: Graph, dealer: int, present: Container[int]) -> dict[int, int]:
-    """Holder -> its place among those to whom this dealer dealt."""
-    return {h: place for place, h in enumerate(_present_holders(graph, dealer, present))}
 
 
 def _kept_promise(
@@ -940,28 +926,25 @@ _SERVER_STAGES: dict[type, str] = {
 }  # fmt: skip
 
 _CLIENT_RULES = {
-    signed: ClientRules(
-        moves, _CLIENT_STAGES, _CODEC,
-        AwaitStart | AwaitRoster | AwaitShares | AwaitInput | AwaitSurvivors | AwaitQuorum | Finished,
-        Stop, _limit_down, Finished,
-    )
+    signed: Rules(moves, _CLIENT_STAGES, _CODEC, Stop, _limit_down, Finished)
     for signed, moves in CLIENT_MOVES.items()
-}  # fmt: skip
+}
 
 
 def _server_rules(signed: bool) -> ServerRules:
     return ServerRules(
-        SERVER_MOVES, SERVER_CLOSES, _SERVER_STAGES, _CODEC,
-        AwaitKeys | AwaitDealings | AwaitMasked | AwaitSignatures | AwaitReveals | Finished,
-        Stop, _limit_up, Masked, Quorum if signed else Survivors, Finished,
+        SERVER_MOVES, _SERVER_STAGES, _CODEC, Stop, _limit_up, Finished, SERVER_CLOSES, Masked,
+        Quorum if signed else Survivors,
     )  # fmt: skip
 
 
 def client(
     session: Session, name: str, identity: Identity, policy: Policy, rng: Rng, journal: Any,
-    snapshot: tuple[bytes, bytes] | None = None,
+    snapshot: tuple[bytes | None, bytes | None] | None = None,
 ) -> ClientMachine:  # fmt: skip
     """A client machine; see `Session.client`."""
+    if not isinstance(identity, Identity):
+        raise LocalError(f"client: expected an Identity, got {type(identity).__name__}")
     index = session.positions.get(name)
     if index is None:
         raise LocalError(f"client: {name!r} is not in the roster")
@@ -974,7 +957,7 @@ def client(
 
 
 def server(
-    session: Session, rng: Rng, journal: Any, snapshot: tuple[bytes, bytes] | None = None
+    session: Session, rng: Rng, journal: Any, snapshot: tuple[bytes | None, bytes | None] | None = None
 ) -> ServerMachine:
     """The server machine; see `Session.server`."""
     seed = b"" if session.complete else rng(32)

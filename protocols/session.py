@@ -21,7 +21,7 @@ import numpy as np
 
 from protocols.errors import Infeasible, LocalError
 from protocols.graph import HONEST_BUT_CURIOUS, SECAGG, THREAT_MODELS, Graph, Parameters, graph, parameters
-from protocols.wire import SESSION_BYTES, check_name, check_text
+from protocols.wire import HEADER_BYTES, MAX_NAME_BYTES, SESSION_BYTES, check_name, check_text
 from secagg import keys
 from secagg.invalid import Invalid
 from secagg.labels import VERSION, Label, digest
@@ -154,9 +154,17 @@ class Session:
     @cached_property
     def hash(self) -> bytes:
         """SHA-256 over the version and every field: 32 bytes."""
+        return self._digest(self.attempt)
+
+    @cached_property
+    def cohort_hash(self) -> bytes:
+        """The same over every field but `attempt`: alike in all tries of one round with one cohort."""
+        return self._digest(-1)
+
+    def _digest(self, attempt: int) -> bytes:
         p = self.parameters
         fields = (
-            VERSION, self.protocol, self.threat_model, self.task, self.round, self.attempt, self.model_hash,
+            VERSION, self.protocol, self.threat_model, self.task, self.round, attempt, self.model_hash,
             self.names, self.identities, self.dim, self.bound, self.ring.bits, "exact",
             p.degree, p.threshold, p.corrupted, p.dropped, p.quorum, self.min_included,
         )  # fmt: skip
@@ -172,6 +180,12 @@ class Session:
     def graph(self, seed: bytes) -> Graph:
         """The cohort's graph; `seed` (public, 32 bytes) matters only where it is sparse."""
         return graph(len(self.names), self.parameters.degree, seed)
+
+    @property
+    def max_envelope_bytes(self) -> int:
+        """No envelope of this session is longer: the limit for `from_bytes_checked`, and for a transport."""
+        body = int(self._home().longest_message(self))
+        return HEADER_BYTES + 2 * MAX_NAME_BYTES + body + self.ring.packed_size(self.dim)
 
     def vector(self, values: Any) -> Vector:
         """A client's input as a new vector in the ring's dtype.
@@ -210,19 +224,23 @@ class Session:
         machine: ClientMachine = self._home().client(self, name, identity, policy or Policy(), rng, journal)
         return machine
 
-    def restore_server(self, snapshot: bytes, key: bytes, journal: Journal) -> ServerMachine:
-        """The server that made `snapshot`, exactly where it was."""
+    def restore_server(
+        self, journal: Journal, *, snapshot: bytes | None = None, key: bytes | None = None
+    ) -> ServerMachine:
+        """The server as it was: from `snapshot` and its key, or from the state that the journal keeps."""
         machine: ServerMachine = self._home().server(self, system, journal, (snapshot, key))
         return machine
 
     def restore_client(
-        self, name: str, identity: keys.Identity, snapshot: bytes, key: bytes, journal: Journal, *,
-        policy: Policy | None = None,
+        self, name: str, identity: keys.Identity, journal: Journal, *, snapshot: bytes | None = None,
+        key: bytes | None = None, policy: Policy | None = None,
     ) -> ClientMachine:  # fmt: skip
-        """The client that made `snapshot`, exactly where it was.
+        """The client as it was: from `snapshot` and its key, or from the state that the journal keeps.
 
-        Raises `LocalError` if the snapshot is not of this session and client, does not open under `key`,
-        or is older than its journal (an old state would use a mask twice).
+        A `SqliteJournal` keeps the state of the last step. An input that was given but not yet masked is
+        in a snapshot but not in the journal: give it again. Raises `LocalError` if there is no such
+        state, if it is of another session or client, does not open under `key`, or is older than its
+        journal (an old state would use a mask twice).
         """
         made: Callable[..., ClientMachine] = self._home().client
         return made(self, name, identity, policy or Policy(), system, journal, (snapshot, key))

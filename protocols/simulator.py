@@ -161,11 +161,11 @@ class Simulation:
             )
         if isinstance(self.result, Aborted):
             lines.append(str(self.result))
-            gone = self.result.dropped
         else:
             lines.append(f"the exact sum of {len(self.result.included)} of {len(self.session.names)} clients")
-            gone = self.result.dropped
-        lines += [f"  dropped {name}: {fault.cause} at {fault.stage}" for name, fault in gone.items()]
+        lines += [
+            f"  dropped {n} at {fault.stage}: {fault.cause}" for n, fault in self.result.dropped.items()
+        ]
         return "\n".join(lines)
 
 
@@ -287,7 +287,7 @@ class _Run:
             for done, (name, envelope) in enumerate(work, 1):
                 for out in self._client(name, envelope, stage, vectors):
                     self._up(out, stage, last)
-                if self.on_event is not None and len(self.clients) > 0:
+                if self.on_event is not None:
                     self.on_event(stage, done, len(self.clients))
             for fault_name, faults in self.schedule.items():
                 for fault in faults:

@@ -85,6 +85,10 @@ HEADER_BYTES = _HEADER.size
 
 def to_bytes(envelope: Envelope) -> bytes:
     """An envelope as one byte string, for transports that carry bytes."""
+    check_text("sender", envelope.sender, 0)
+    check_text("to", envelope.to, 0)
+    if len(envelope.session) != SESSION_BYTES:
+        raise LocalError(f"session: expected {SESSION_BYTES} bytes, got {len(envelope.session)}")
     sender, to = envelope.sender.encode(), envelope.to.encode()
     head = _HEADER.pack(
         _MAGIC, VERSION, envelope.session, len(sender), len(to), len(envelope.body), len(envelope.frame)
@@ -138,10 +142,10 @@ def check_text(what: str, text: object, least: int) -> None:
     raise LocalError(f"{what}: expected a string of {least} to {MAX_NAME_BYTES} bytes, got {text!r}")
 
 
-def bitmap(members: Iterable[int], n: int) -> bytes:
+def bitmap(positions: Iterable[int], n: int) -> bytes:
     """A set of positions below n as ceil(n / 8) bytes; bit i of byte j is position 8j + i."""
     bits = bytearray((n + 7) // 8)
-    for i in members:
+    for i in positions:
         bits[i // 8] |= 1 << i % 8
     return bytes(bits)
 

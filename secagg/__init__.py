@@ -21,15 +21,21 @@ _HOMES = {
     "Aggregate": "protocols.machine",
     "Answered": "protocols.machine",
     "Envelope": "protocols.wire",
+    "to_bytes": "protocols.wire",
+    "from_bytes_checked": "protocols.wire",
     "Aborted": "protocols.errors",
     "Fault": "protocols.errors",
     "LocalError": "protocols.errors",
+    "RemoteError": "protocols.errors",
+    "AlreadyAnswered": "protocols.errors",
     "Infeasible": "protocols.errors",
     "MemoryJournal": "protocols.journal",
     "SqliteJournal": "protocols.journal",
     "parameters": "protocols.graph",
+    "Parameters": "protocols.graph",
     "Identity": "secagg.keys",
     "simulate": "protocols.simulator",
+    "Simulation": "protocols.simulator",
     "Drop": "protocols.simulator",
     "Delay": "protocols.simulator",
     "Duplicate": "protocols.simulator",
@@ -51,4 +57,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return [*__all__, "__version__"]

@@ -1,7 +1,10 @@
 from protocols.errors import Aborted as Aborted
+from protocols.errors import AlreadyAnswered as AlreadyAnswered
 from protocols.errors import Fault as Fault
 from protocols.errors import Infeasible as Infeasible
 from protocols.errors import LocalError as LocalError
+from protocols.errors import RemoteError as RemoteError
+from protocols.graph import Parameters as Parameters
 from protocols.graph import parameters as parameters
 from protocols.journal import MemoryJournal as MemoryJournal
 from protocols.journal import SqliteJournal as SqliteJournal
@@ -20,8 +23,11 @@ from protocols.simulator import Drop as Drop
 from protocols.simulator import Duplicate as Duplicate
 from protocols.simulator import Reorder as Reorder
 from protocols.simulator import Replay as Replay
+from protocols.simulator import Simulation as Simulation
 from protocols.simulator import simulate as simulate
 from protocols.wire import Envelope as Envelope
+from protocols.wire import from_bytes_checked as from_bytes_checked
+from protocols.wire import to_bytes as to_bytes
 from secagg.keys import Identity as Identity
 
 __version__: str

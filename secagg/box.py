@@ -1,4 +1,4 @@
-"""Sealing bytes to one peer: XChaCha20-Poly1305 through libsodium (PyNaCl's `nacl.secret.Aead`).
+"""Sealing bytes under a shared key: XChaCha20-Poly1305 through libsodium (PyNaCl's `nacl.secret.Aead`).
 
 A sealed box is nonce (24 bytes), ciphertext and tag (16 bytes). The associated data is not sent: both
 sides derive it (session hash, sender, recipient, kind), so a box moved to another place does not open.

@@ -2,8 +2,8 @@
 
 Why this prime: a 32-byte secret is exactly sixteen 16-bit limbs, each a field element; a product of two
 elements is below 2^33, so a float64 matrix product over up to 2^20 terms is exact (below 2^53) and runs
-at BLAS speed; and the multiplicative group has order 2^16, so a table of logarithms of 256 KiB turns
-powers and quotients into additions. The field bounds the number of holders to 65536.
+at BLAS speed; and the multiplicative group has order 2^16, so two tables of 512 KiB turn powers
+and quotients into additions. The field bounds the number of holders to 65536.
 
 Tables of logarithms are indexed by evaluation points (public positions of holders), never by secrets.
 """

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from nacl.bindings import crypto_core_ed25519_is_valid_point
 
 from secagg.invalid import Invalid, exact_length
 from secagg.labels import Label, bind
@@ -53,12 +54,13 @@ def verify(public: bytes, message: bytes, signature: bytes) -> None:
 
 
 def check_identity(public: bytes) -> None:
-    """Refuse 32 bytes that are not an Ed25519 public key this library can use."""
+    """Refuse what is not a canonical Ed25519 public key of full order.
+
+    For a point of small order anyone can make signatures that verify, of any message.
+    """
     exact_length("identity", public, KEY_BYTES)
-    try:
-        Ed25519PublicKey.from_public_bytes(public)
-    except ValueError:  # pragma: no cover - OpenSSL accepts every 32 bytes here and fails at verify
-        raise Invalid("identity: not an Ed25519 public key") from None
+    if not crypto_core_ed25519_is_valid_point(public):
+        raise Invalid("identity: not an Ed25519 public key of full order")
 
 
 class AgreementKey:

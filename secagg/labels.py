@@ -21,7 +21,6 @@ class Label(Enum):
     CHANNEL = "channel key"
     MASK = "pairwise mask"
     SELF_MASK = "self mask"
-    STREAM = "keystream"
     SEED_COMMITMENT = "seed commitment"
     SHARE_COMMITMENT = "share commitment"
     SHARES = "sealed shares"
@@ -31,6 +30,8 @@ class Label(Enum):
     GRAPH = "graph"
     STEP = "randomness of a step"
     SEEDED = "seeded generator"
+    HANDLED = "message handled"
+    MACHINE = "machine in a journal"
     SNAPSHOT = "snapshot"
     MODEL = "model"
 

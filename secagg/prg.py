@@ -5,7 +5,8 @@ so the counter may start at zero. No stream is ever held at full length: chunks 
 outermost and streams inside, so that the chunk of the accumulator stays in cache while every stream is
 added to it, and the work is bounded by the cipher itself.
 
-CTR mode gives a stream indistinguishable from random up to about 2^64 blocks; it authenticates nothing.
+CTR mode gives a stream indistinguishable from random while the blocks used stay far below 2^64; it
+authenticates nothing.
 """
 
 from __future__ import annotations

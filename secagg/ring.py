@@ -25,7 +25,7 @@ class Ring:
     __slots__ = ("bits", "dtype", "_group", "_words")
 
     def __init__(self, bits: int) -> None:
-        if isinstance(bits, bool) or not isinstance(bits, int) or not 8 <= bits <= 64:
+        if not isinstance(bits, int) or not 8 <= bits <= 64:
             raise ValueError(f"bits: expected an integer from 8 to 64, got {bits!r}")
         self.bits = bits
         width = next(w for w in (8, 16, 32, 64) if w >= bits)

@@ -64,6 +64,8 @@ def combine(shares: Sequence[Sequence[bytes]], points: Sequence[int]) -> list[by
     """
     if not shares:
         return []
+    if len(set(points)) != len(points) or any(len(row) != len(points) for row in shares) or min(points) < 1:
+        raise ValueError("shares: expected one for each of several distinct points from 1 on")
     values = np.concatenate([_from_bytes_checked(row) for row in shares], axis=1)
     limbs = field.multiply(_lagrange(tuple(points))[None, :], values)[0]
     if limbs.max() > 0xFFFF:

@@ -8,6 +8,7 @@ the scripts of the interpreter that runs this. The two lines that install are ru
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -48,6 +49,7 @@ def run_commands(text: str, folder: Path, root: Path) -> int:
 if __name__ == "__main__":
     readme, folder = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
     content = readme.read_text()
+    os.chdir(folder)
     count = run_python(content)
     if "--commands" in sys.argv:
         count += run_commands(content, folder, readme.parent)

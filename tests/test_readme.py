@@ -25,8 +25,11 @@ def readme() -> ModuleType:
     return module
 
 
-def test_python_blocks_run(readme: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert readme.run_python(README) == 2
+def test_python_blocks_run(
+    readme: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert readme.run_python(README) == 4
     assert "[22 26 30]" in capsys.readouterr().out
 
 

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fedavg.cli import cli, random_dropouts
+from fedavg.datasets import from_csv
 from fedavg.round import Dropouts
 from protocols.graph import parameters
 
@@ -174,7 +175,8 @@ def trained(tmp_path: Path, *words: object) -> dict[str, Any]:
 @pytest.mark.parametrize("model", ["logistic", "mlp"])
 def test_train_classes_from_csv(tables: Path, tmp_path: Path, partition: str, model: str) -> None:
     found = trained(
-        tmp_path, "--csv", tables / "kinds.csv", "--label", "kind", "--group", "town", "--hospitals", 4,
+        tmp_path, "--csv", tables / "kinds.csv", "--label", "kind",
+        "--group" if partition == "column" else "--ignore", "town", "--hospitals", 4,
         "--partition", partition, "--model", model,
     )  # fmt: skip
     assert sum(found["hospitals"].values()) + found["test_size"] == 120
@@ -190,8 +192,8 @@ def test_train_classes_from_csv(tables: Path, tmp_path: Path, partition: str, mo
 @pytest.mark.parametrize("partition", ["iid", "dirichlet", "quantity", "column"])
 def test_train_a_quantity_from_csv(tables: Path, tmp_path: Path, partition: str) -> None:
     found = trained(
-        tmp_path, "--csv", tables / "amounts.csv", "--label", "amount", "--group", "town",
-        "--hospitals", 4, "--partition", partition, "--learning-rate", 0.1,
+        tmp_path, "--csv", tables / "amounts.csv", "--label", "amount",
+        "--group" if partition == "column" else "--ignore", "town", "--hospitals", 4, "--partition", partition, "--learning-rate", 0.1,
     )  # fmt: skip
     assert set(found["secure"][0]) == {"R²", "RMSE"}
     assert found["pooled"]["R²"] > 0.5
@@ -221,11 +223,36 @@ def test_train_writes_model_and_picture_and_its_seed_reproduces_them(tmp_path: P
             "train", "--rounds", 2, "--hospitals", 5, "--seed", seed, "--save", file,
             "--picture", tmp_path / "curves.png",
         )  # fmt: skip
-    one, same, other = ([np.load(f)[k] for k in ("arr_0", "arr_1")] for f in files)
+    one, same, other = ([np.load(f)[k] for k in ("parameter_0", "parameter_1")] for f in files)
     assert [a.shape for a in one] == [(30, 2), (2,)]
     assert all((a == b).all() for a, b in zip(one, same, strict=True))
     assert (one[0] != other[0]).any()
     assert_png(tmp_path / "curves.png")
+
+
+def test_a_saved_model_can_be_used_on_its_own(tables: Path, tmp_path: Path) -> None:
+    """Columns, their moments and the classes are in the file: enough to predict on the raw records."""
+    words = ("--csv", tables / "kinds.csv", "--label", "kind", "--group", "town", "--rounds", 20)
+    works("train", *words, "--save", tmp_path / "m.npz")
+    with np.load(tmp_path / "m.npz") as found:
+        assert str(found["model"]) == "logistic"
+        data = from_csv(tables / "kinds.csv", "kind", "town")
+        assert found["columns"].tolist() == list(data.features)
+        x = (data.x - found["mean"]) / found["deviation"]
+        guess = (x @ found["parameter_0"] + found["parameter_1"]).argmax(axis=1)
+        right = (found["classes"][guess] == np.array(data.classes)[data.y]).mean()
+    assert right > 0.7
+    works("train", "--dataset", "diabetes", "--rounds", 1, "--save", tmp_path / "d.npz")
+    with np.load(tmp_path / "d.npz") as found:
+        assert found["target_mean"].shape == found["target_deviation"].shape == (1,)
+
+
+def test_a_group_is_the_partition(tables: Path) -> None:
+    csv = ("--csv", tables / "kinds.csv", "--label", "kind", "--group", "town", "--rounds", 1)
+    towns = len(set(from_csv(tables / "kinds.csv", "kind", "town").groups or ()))
+    assert f", {towns} hospitals," in works("train", *csv)
+    assert "it needs no other --partition" in fails("train", *csv, "--partition", "iid")
+    assert "name it .npz" in fails("train", *csv, "--save", "model.pkl")
 
 
 def test_train_stops_at_the_tolerance(tmp_path: Path) -> None:
@@ -305,7 +332,10 @@ def test_an_aborted_simulation_fails_after_its_costs() -> None:
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit)
     last = result.output.strip().splitlines()[-1]
-    assert last == "Error: aborted at masked: 2 clients sent masked vectors, at least 6 must be included"
+    assert last == (
+        "Error: aborted at masked: 2 clients sent masked vectors, at least 6 must be included; "
+        "8 dropped out, the session withstands 1: raise --dropout"
+    )
     assert "exact sum" not in result.output
     assert "bytes up" in result.output
     result = secagg(*words, "--json")
@@ -324,7 +354,7 @@ def test_params() -> None:
         "neighbours each client masks with": found.degree,
         "shares that open a secret": found.threshold,
         "corrupted clients withstood": 8,
-        "dropouts withstood": 4,
+        "dropouts guaranteed to be survived": 4,
         "fewest clients in a sum": found.min_included,
         "signatures before anyone reveals": found.quorum,
     }
@@ -400,8 +430,8 @@ SIGNATURES = "nothing is signed in the honest-but-curious model: choose another 
         (["train", "--rounds", 1, "--picture", "no/where.png"], "no/where.png: there is no such folder"),
         (["train", "--rounds", 1, "--picture", "."], "'--picture': File '.' is a directory."),
         (["train", "--rounds", 2, "--hospitals", 4, "--dropping", 0.9], "aborted at "),
-        (["train", "--rounds", 1, "--label", "y"], "--label and --group go with --csv"),
-        (["train", "--rounds", 1, "--group", "town"], "--label and --group go with --csv"),
+        (["train", "--rounds", 1, "--label", "y"], "--label, --group and --ignore go with --csv"),
+        (["train", "--rounds", 1, "--group", "town"], "--label, --group and --ignore go with --csv"),
         (["train", "--rounds", 1, "--tolerance", -1], "tolerance: expected 0 or more, got -1.0"),
         (["train", "--rounds", 1, "--tolerance", "nan"], "tolerance: expected 0 or more, got nan"),
         (
@@ -425,16 +455,16 @@ SIGNATURES = "nothing is signed in the honest-but-curious model: choose another 
             "few: class 'x' has 3 records; at least 8 are needed to test on some of them",
         ),
         (
-            [*CSV, "{}/rare.csv", "--label", "kind", "--group", "town"],
+            [*CSV, "{}/rare.csv", "--label", "kind", "--ignore", "town"],
             "rare: class 'rare' has 1 records; at least 8 are needed to test on some of them",
         ),
         (
-            [*CSV, "{}/sixteen.csv", "--label", "kind", "--group", "town"],
+            [*CSV, "{}/sixteen.csv", "--label", "kind", "--ignore", "town"],
             "12 records are too few for 10 hospitals of at least 4",
         ),
         ([*CSV, "{}/kinds.csv", "--label", "kind", "--group", "where"], "kinds.csv: no column 'where'"),
         (
-            [*CSV, "{}/kinds.csv", "--label", "kind", "--group", "town", "--model", "linear"],
+            [*CSV, "{}/kinds.csv", "--label", "kind", "--ignore", "town", "--model", "linear"],
             "model 'linear' does not fit kinds, which is for classification",
         ),
         (
@@ -479,7 +509,7 @@ def test_bad_numbers_give_one_clear_line(tmp_path: Path, words: list[object], me
 
 
 def test_eight_records_of_a_class_are_needed_and_enough(tables: Path, tmp_path: Path) -> None:
-    words = ("--label", "kind", "--group", "town", "--hospitals", 3)
+    words = ("--label", "kind", "--ignore", "town", "--hospitals", 3)
     assert "seven: class 'rare' has 7 records" in fails(*CSV, tables / "seven.csv", *words)
     found = trained(tmp_path, "--csv", tables / "eight.csv", *words)
     assert all(np.isfinite(v) for scores in found["secure"] for v in scores.values())
@@ -528,7 +558,7 @@ def test_max_records_is_a_public_bound_on_a_hospital(tmp_path: Path) -> None:
         assert same[key] == found[key]
     trained(tmp_path, *words, "--max-records", largest, "--save", tmp_path / "least.npz")
     default, same_model, least = (
-        np.load(tmp_path / f"{n}.npz")["arr_0"] for n in ("default", "same", "least")
+        np.load(tmp_path / f"{n}.npz")["parameter_0"] for n in ("default", "same", "least")
     )
     assert (default == same_model).all()
     assert (default != least).any()
@@ -549,9 +579,9 @@ def test_signatures_may_be_missed_where_there_are_some(threat_model: str) -> Non
 
 def test_a_file_name_with_brackets_is_shown(tables: Path, tmp_path: Path) -> None:
     output = works(
-        "train", "--rounds", 1, "--csv", tables / "set[new].csv", "--label", "kind", "--group", "town"
+        "train", "--rounds", 1, "--csv", tables / "set[new].csv", "--label", "kind", "--ignore", "town"
     )
-    assert "set[new], 10 hospitals" in output
+    assert "set[new], logistic, 10 hospitals" in output
 
 
 def test_a_hospital_name_with_brackets_is_shown(tables: Path) -> None:
