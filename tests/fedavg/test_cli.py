@@ -193,7 +193,8 @@ def test_train_classes_from_csv(tables: Path, tmp_path: Path, partition: str, mo
 def test_train_a_quantity_from_csv(tables: Path, tmp_path: Path, partition: str) -> None:
     found = trained(
         tmp_path, "--csv", tables / "amounts.csv", "--label", "amount",
-        "--group" if partition == "column" else "--ignore", "town", "--hospitals", 4, "--partition", partition, "--learning-rate", 0.1,
+        "--group" if partition == "column" else "--ignore", "town",
+        "--hospitals", 4, "--partition", partition, "--learning-rate", 0.1,
     )  # fmt: skip
     assert set(found["secure"][0]) == {"R²", "RMSE"}
     assert found["pooled"]["R²"] > 0.5
