@@ -43,7 +43,8 @@ def ready(play, any_model, journal):
 
 def clone(cohort, snapshot, key=KEY, name=NAME, journal=None):
     client = cohort.identities[name]
-    return cohort.session.restore_client(name, client, snapshot, key, journal or cohort.journals[NAME])
+    journal = journal or cohort.journals[NAME]
+    return cohort.session.restore_client(name, client, journal, snapshot=snapshot, key=key)
 
 
 def test_two_clones_mask_one_vector_between_them(ready):
@@ -141,7 +142,7 @@ def test_snapshot_under_another_key_party_or_session_is_refused(ready, play, any
     with pytest.raises(LocalError, match="does not open"):
         clone(play(threat_model=any_model, attempt=1), snapshot)
     with pytest.raises(LocalError, match="does not open"):
-        ready.session.restore_server(snapshot, KEY, MemoryJournal())
+        ready.session.restore_server(MemoryJournal(), snapshot=snapshot, key=KEY)
     for key in (b"", KEY[:-1], "x" * 32):
         with pytest.raises(LocalError, match="key: expected 32 bytes"):
             clone(ready, snapshot, key)
@@ -179,7 +180,7 @@ def test_clones_of_a_server_ask_one_question_between_them(play, any_model):
     cohort.server = cohort.session.server(journal=store)
     masked = cohort.down(cohort.until("masked"))
     snapshot = cohort.server.snapshot(KEY)
-    one, two = (cohort.session.restore_server(snapshot, KEY, store) for _ in range(2))
+    one, two = (cohort.session.restore_server(store, snapshot=snapshot, key=KEY) for _ in range(2))
     asked = [out for e in masked for out in one.handle(Received(e))]
     assert len(asked) == len(cohort.clients)
     for envelope in masked[1:]:

@@ -185,10 +185,13 @@ def test_errors_hold_no_secret(play, any_model, tmp_path):
             snapshot = client.snapshot(KEY)
             provoke(lambda c=client: c.handle(Started()))
             provoke(lambda c=client, n=name: c.handle(Input(cohort.vectors[n])))
-            provoke(lambda c=client, n=name: c.handle(Received(cohort.say("server", Stop(), sender=n))))
+            provoke(lambda c=client, n=name: c.handle(cohort.vectors[n]))
+            provoke(lambda c=client, n=name: c.handle(Received(cohort.vectors[n])))
+            provoke(lambda n=name: cohort.server.handle(Input(cohort.vectors[n])))
+            assert client.handle(Received(cohort.say("server", Stop(), sender=name))) == []  # misrouted
             provoke(
                 lambda n=name, s=snapshot: cohort.session.restore_client(
-                    n, cohort.identities[n], s, bytes(32), cohort.journals[n]
+                    n, cohort.identities[n], cohort.journals[n], snapshot=s, key=bytes(32)
                 )
             )
         up = cohort.down(cohort.close_after(up))
@@ -199,6 +202,18 @@ def test_errors_hold_no_secret(play, any_model, tmp_path):
     provoke(lambda: SqliteJournal(path, KEY))
     watched.texts += texts
     watched.judge()
+
+
+@pytest.mark.parametrize("wrap", [lambda v: v, Received, lambda v: (Input, v)])
+def test_event_of_a_wrong_type_names_only_its_type(play, wrap):
+    """A vector given as it is, and not as an `Input`, is not quoted."""
+    cohort = play()
+    event = wrap([424242] * 5)
+    for machine in (cohort.clients["ada"], cohort.server):
+        with pytest.raises(LocalError, match=f"got {type(event).__name__}$") as refused:
+            machine.handle(event)
+        assert "424242" not in str(refused.value)
+        assert "424242" not in "".join(traceback.format_exception(refused.value))
 
 
 def test_keys_contexts_and_states_show_none(play):
@@ -212,4 +227,5 @@ def test_keys_contexts_and_states_show_none(play):
     for thing in (AgreementKey(secret), Identity(secret)):
         assert_absent({secret}, repr(thing) + str(thing))
     assert repr(state) == str(state) == "AwaitRoster(…)"
+    assert state.__rich_repr__() == []  # what rich's pretty-printer asks for
     assert_absent(secrets_of(cohort), repr({"in": [state, (context,)]}))

@@ -312,14 +312,23 @@ def serves(
     gone: int,
     sigma: int = 40,
     eta: int = 20,
+    places: int = 0,
 ) -> bool:
-    """The rule of the finder: half of 2^-sigma for each danger, 2^-eta for too few survivors."""
+    """The rule of the finder: half of 2^-sigma for each danger, 2^-eta for too few survivors.
+
+    The public finder adds up the corrupted neighbours' danger over the clients, sessions over `places`.
+    """
     half = Fraction(1, 2 ** (sigma + 1))
     return (
         cut(n, degree, bad + gone) < half
-        and n * tail(n, bad, degree, needed(threat_model, degree, threshold)) < half
+        and (places or n) * tail(n, bad, degree, needed(threat_model, degree, threshold)) < half
         and n * tail(n, gone, degree, degree - threshold + 1) < Fraction(1, 2**eta)
     )
+
+
+def pairs(threat_model: str, n: int, degree: int) -> int:
+    """Over what a session adds up: a server that chooses who drops out tries every pair of windows."""
+    return n if threat_model == HONEST_BUT_CURIOUS else n * (n - degree - 1) // 2
 
 
 def least_exactly(
@@ -334,7 +343,8 @@ def least_exactly(
     """The least degree that serves, and its least threshold, by trying them all."""
     for degree in degrees:
         for threshold in range(least_threshold, degree - most_below_degree + 1):
-            if serves(threat_model, n, degree, threshold, bad, gone):
+            places = pairs(threat_model, n, degree)
+            if serves(threat_model, n, degree, threshold, bad, gone, places=places):
                 return degree, threshold
     return None
 
@@ -344,6 +354,9 @@ def assert_meets_the_promise(threat_model: str, n: int, found: Parameters) -> No
     k, t, bad, gone = found.degree, found.threshold, found.corrupted, found.dropped
     given_away = (n - bad) * tail(n - 1, bad, k, needed(threat_model, k, t))
     assert given_away + cut(n, k, bad + gone) < Fraction(1, 2**40)
+    if threat_model == SEMI_MALICIOUS:  # nor do two windows of k/2 places hold 2t - k, wherever they are
+        windows = pairs(threat_model, n, k) * tail(n, bad, k, 2 * t - k)
+        assert windows < Fraction(1, 2**41)
     survivor = tail(n - 1, gone, k, k - t + 1)
     dropped = tail(n - 1, gone - 1, k, k - t + 1) if gone else Fraction(0)
     assert (n - gone) * survivor + gone * dropped < Fraction(1, 2**20)
@@ -383,6 +396,59 @@ def test_sparse_parameters_of_a_grid_meet_their_promise_exactly(threat_model: st
                 found += 1
                 assert_meets_the_promise(threat_model, n, made)
     assert found > 150
+
+
+@pytest.mark.parametrize("n", [10_000, 100_000])
+def test_windows_that_would_cut_the_ring_are_rare_over_all_pairs(n: int) -> None:
+    """The server drops two windows of k/2 places in which 2t - k are corrupted, and splits the sum.
+
+    The threshold of the public finder, which takes dropouts as random, does not stop that.
+    """
+    found = parameters(n, 0.05, 0.05, SECAGG_PLUS, SEMI_MALICIOUS)
+    k, t, bad = found.degree, found.threshold, found.corrupted
+    windows = pairs(SEMI_MALICIOUS, n, k) * tail(n, bad, k, 2 * t - k)
+    assert windows + cut(n, k, bad + found.dropped) < Fraction(1, 2**40)
+    degree, threshold = reference_parameters(n, 0.05, 0.05, SEMI_MALICIOUS)
+    least = 2 * threshold - degree
+    assert pairs(SEMI_MALICIOUS, n, degree) * tail(n, bad, degree, least) > Fraction(1, 2**40)
+
+
+@cache
+def two_windows(n: int, degree: int, bad: int, gone: int, least: int) -> Fraction:
+    """The chance that two given windows of degree/2 places each hold `least` corrupted clients.
+
+    And that no more than `gone` honest ones are there, so that a server may drop them all.
+    """
+    half = degree // 2
+    ways = Fraction(0)
+    for x in range(least, half + 1):
+        for y in range(least, half + 1):
+            if degree - gone <= x + y <= bad:
+                drawn = comb(bad, x + y) * comb(n - bad, degree - x - y)
+                ways += Fraction(comb(half, x) * comb(half, y) * drawn, comb(degree, x + y))
+    return ways / comb(n, degree)
+
+
+@given(harary(least_degree=4))
+def test_the_survivor_next_to_a_window_has_half_the_degree_holders_beside_it(
+    case: tuple[int, int, bytes],
+) -> None:
+    """A dropped client has one more; but without that survivor's seed no arc is opened."""
+    n, degree, seed = case
+    order, g = ring(n, seed), Harary(n, degree, seed)
+    window, beside = set(order[: degree // 2]), order[degree // 2]
+    assert {len(set(g.holders(i)) - window) for i in window} == {degree // 2 + 1}
+    assert len(set(g.holders(beside)) - window) == degree // 2
+
+
+@pytest.mark.parametrize("n", [200, 500, 1000, 10_000, 100_000])
+def test_a_server_that_drops_two_windows_cannot_open_them(n: int) -> None:
+    """What the attack itself takes: in both windows, the threshold less the holders beside the window."""
+    for gamma, delta in ((0.05, 0.05), (0.1, 0.1), (0.2, 0.1)):
+        found = parameters(n, gamma, delta, SECAGG_PLUS, SEMI_MALICIOUS)
+        k, t, bad, gone = found.degree, found.threshold, found.corrupted, found.dropped
+        chance = two_windows(n, k, bad, gone, max(0, t - k // 2))
+        assert pairs(SEMI_MALICIOUS, n, k) * chance < Fraction(1, 2**41)
 
 
 def test_the_exact_check_refuses_one_step_less() -> None:
@@ -592,7 +658,8 @@ def test_an_experts_degree_and_threshold_meet_the_same_rules(
     assume(degree < n - 1)
     demands: Any = (n, gamma / 100, delta / 100, SECAGG_PLUS, threat_model)
     bad, gone = max(gamma * n // 100, int(threat_model != HONEST_BUT_CURIOUS)), delta * n // 100
-    good = [t for t in range(3, degree) if serves(threat_model, n, degree, t, bad, gone)]
+    places = pairs(threat_model, n, degree)
+    good = [t for t in range(3, degree) if serves(threat_model, n, degree, t, bad, gone, places=places)]
     quorum = (n + bad) // 2 + 1 if threat_model != HONEST_BUT_CURIOUS else bad + 2
     if not good or quorum > n - gone:
         with pytest.raises(Infeasible):

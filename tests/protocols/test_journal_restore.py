@@ -10,7 +10,7 @@ import pytest
 
 from protocols.errors import Aborted, AlreadyAnswered, LocalError
 from protocols.graph import THREAT_MODELS
-from protocols.journal import Answer, Journal, MemoryJournal, SqliteJournal
+from protocols.journal import Answer, Contribution, Journal, MemoryJournal, SqliteJournal
 from protocols.machine import Aggregate, Answered, Input, Received, StageClosed, Started, machine_id
 from protocols.session import Session
 from protocols.wire import SERVER, Envelope
@@ -32,18 +32,22 @@ class Failing:
         self.commits, self.fail_at = 0, 0
 
     def commit(
-        self, machine: bytes, step: int, state: Callable[[], bytes], answer: Answer | None = None
-    ) -> None:
+        self, machine: bytes, step: int, state: Callable[[], bytes], answer: Answer | None = None,
+        contribution: Contribution | None = None,
+    ) -> None:  # fmt: skip
         self.commits += 1
         if self.commits == self.fail_at:
             raise self.error()
-        self.journal.commit(machine, step, state, answer)
+        self.journal.commit(machine, step, state, answer, contribution)
 
     def last_step(self, machine: bytes) -> int:
         return self.journal.last_step(machine)
 
     def last_answered(self, identity: bytes, task: str) -> int:
         return self.journal.last_answered(identity, task)
+
+    def state(self, machine: bytes) -> bytes | None:
+        return self.journal.state(machine)
 
 
 class Cohort:
@@ -52,7 +56,7 @@ class Cohort:
     def __init__(self, journals: dict[str, Any], **agreed: Any) -> None:
         self.identities = {n: Identity.generate(seeded(n.encode())) for n in NAMES}
         roster = {n: i.public for n, i in self.identities.items()}
-        self.session = Session(roster, 3, 100, **{"dropout": 0.2} | agreed)
+        self.session = Session(roster, **{"dim": 3, "bound": 100, "dropout": 0.2} | agreed)
         self.journals = journals
         self.parties: dict[str, Any] = {SERVER: self.session.server(journal=journals[SERVER])}
         for n in NAMES:
@@ -69,9 +73,9 @@ class Cohort:
 
     def restored(self, name: str, snapshot: bytes, key: bytes = KEY) -> Any:
         if name == SERVER:
-            return self.session.restore_server(snapshot, key, self.journals[name])
+            return self.session.restore_server(self.journals[name], snapshot=snapshot, key=key)
         identity = self.identities[name]
-        return self.session.restore_client(name, identity, snapshot, key, self.journals[name])
+        return self.session.restore_client(name, identity, self.journals[name], snapshot=snapshot, key=key)
 
     def crash(self, name: str) -> None:
         """Lose the party; bring it back from a snapshot taken just before."""
@@ -82,9 +86,10 @@ class Cohort:
     def reopen(self, name: str) -> None:
         """Lose the party without a snapshot; bring it back from what its journal kept."""
         self.parties[name] = None
-        state = self.journals[name].state(machine_id(self.session, name))
-        assert state is not None
-        self.parties[name] = self.restored(name, state)
+        if name == SERVER:
+            self.parties[name] = self.session.restore_server(self.journals[name])
+        else:
+            self.parties[name] = self.session.restore_client(name, self.identities[name], self.journals[name])
 
     def down(self, envelopes: Iterable[Envelope]) -> list[Envelope]:
         return [out for e in envelopes for out in self.parties[e.to].handle(Received(e))]
@@ -348,13 +353,31 @@ def test_every_older_snapshot_of_everybody_is_refused(journals, model):
 def test_state_of_one_party_is_not_anothers(files, model):
     cohort = Cohort(files, threat_model=model)
     cohort.to_stage("masked")
-    state = files["a"].state(machine_id(cohort.session, "a"))
+    state = cohort.snapshot("a")
     for name in ("b", SERVER):
         with pytest.raises(LocalError, match="does not open"):
             cohort.restored(name, state)
     with pytest.raises(LocalError, match="does not open"):
         cohort.restored("a", state, bytes(32))
     assert files["a"].state(machine_id(cohort.session, "b")) is None
+    cohort.journals["b"] = files["a"]
+    with pytest.raises(LocalError, match="keeps no state of this party"):
+        cohort.reopen("b")
+
+
+@models
+def test_rows_that_were_swapped_in_the_file_do_not_open(tmp_path, model):
+    journal = SqliteJournal(tmp_path / "shared", KEY)
+    cohort = Cohort(dict.fromkeys([*NAMES, SERVER], journal), threat_model=model)
+    cohort.to_stage("masked")
+    one, two = (machine_id(cohort.session, name) for name in ("a", "b"))
+    with sqlite3.connect(tmp_path / "shared") as other:
+        states = dict(other.execute("SELECT machine, state FROM steps"))
+        other.execute("UPDATE steps SET state = ? WHERE machine = ?", (states[two], one))
+    other.close()
+    with pytest.raises(LocalError, match="does not open"):
+        cohort.reopen("a")
+    journal.close()
 
 
 # ------------------------------------------------------------------------------------ failing commits
@@ -575,11 +598,14 @@ def test_steps_and_answers_are_in_the_file(tmp_path):
             journal.commit(one, step, lambda: b"other")
     with pytest.raises(AlreadyAnswered):
         journal.commit(one, 3, lambda: b"other", (b"me", "task", 4))
-    sealed = journal.state(one)
     journal.close()
+    other = SqliteJournal(path, bytes(range(1, 33)))
+    with pytest.raises(LocalError, match="does not open"):
+        other.state(one)
+    other.close()
     again = SqliteJournal(path, KEY)
     assert again.last_step(one) == 2
-    assert again.state(one) == sealed
+    assert again.state(one) == b"second"
     assert again.last_answered(b"me", "task") == 4
     assert again.last_answered(b"you", "task") == again.last_answered(b"me", "other") == -1
     again.commit(one, 3, lambda: b"third", (b"me", "task", 5))
@@ -588,6 +614,131 @@ def test_steps_and_answers_are_in_the_file(tmp_path):
     with pytest.raises(LocalError, match="does not follow step 3"):
         again.commit(one, 3, lambda: b"other")
     again.close()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def one_journal(request, tmp_path):
+    """A journal of either kind."""
+    if request.param == "memory":
+        yield MemoryJournal()
+        return
+    journal = SqliteJournal(tmp_path / "one", KEY)
+    yield journal
+    journal.close()
+
+
+def test_vector_of_a_round_goes_to_one_cohort(one_journal):
+    me, other, here, there = bytes(32), bytes(31) + b"1", b"here" * 8, b"there" * 8
+    steps = 0
+
+    def contribute(identity: bytes, task: str, number: int, cohort: bytes) -> None:
+        nonlocal steps
+        one_journal.commit(bytes(32), steps + 1, lambda: b"", None, (identity, task, number, cohort))
+        steps += 1
+
+    contribute(me, "task", 4, here)
+    contribute(me, "task", 4, here)  # the same cohort again
+    for number, cohort in ((4, there), (3, here), (3, there), (0, here)):
+        with pytest.raises(AlreadyAnswered, match="a vector was already sent for round 4 of task 'task'"):
+            contribute(me, "task", number, cohort)
+        assert one_journal.last_step(bytes(32)) == steps
+    contribute(other, "task", 4, there)
+    contribute(me, "other", 3, there)
+    contribute(me, "task", 4, here)  # what was refused has changed nothing
+    contribute(me, "task", 5, there)
+    with pytest.raises(AlreadyAnswered, match="round 5"):
+        contribute(me, "task", 4, here)
+    contribute(me, "task", 7, here)
+    assert one_journal.last_answered(me, "task") == -1  # a vector is no answer
+
+
+def test_refused_answer_records_no_vector_and_the_other_way_round(one_journal):
+    machine, here = bytes(32), b"here" * 8
+    one_journal.commit(machine, 1, lambda: b"", (b"me", "task", 4), (b"me", "task", 4, here))
+    for answer, contribution in (
+        ((b"me", "task", 4), (b"me", "task", 9, here)),
+        ((b"me", "task", 9), (b"me", "task", 3, here)),
+    ):
+        with pytest.raises(AlreadyAnswered):
+            one_journal.commit(machine, 2, lambda: b"", answer, contribution)
+    assert one_journal.last_answered(b"me", "task") == 4
+    one_journal.commit(machine, 2, lambda: b"", None, (b"me", "task", 5, here))
+
+
+def test_last_cohort_is_in_the_file(tmp_path):
+    path, here, there = tmp_path / "journal", b"here" * 8, b"there" * 8
+    journal = SqliteJournal(path, KEY)
+    journal.commit(bytes(32), 1, lambda: b"", None, (b"me", "task", 4, here))
+    journal.close()
+    again = SqliteJournal(path, KEY)
+    with pytest.raises(AlreadyAnswered):
+        again.commit(bytes(32), 2, lambda: b"", None, (b"me", "task", 4, there))
+    again.commit(bytes(32), 2, lambda: b"", None, (b"me", "task", 4, here))
+    again.close()
+
+
+def test_commits_are_synced_to_the_disk_with_their_folder(files):
+    assert files["a"]._db.execute("PRAGMA synchronous").fetchone() == (3,)  # EXTRA
+
+
+def test_commit_beside_a_reader_fails_whole_and_can_be_repeated(tmp_path):
+    """SQLite lets the transaction begin and refuses its end: it must not stay open."""
+    machine, path, cohort = bytes(32), tmp_path / "journal", b"here" * 8
+    journal = SqliteJournal(path, KEY)
+    journal._db.execute("PRAGMA busy_timeout = 50")
+    journal.commit(machine, 1, lambda: b"first")
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT step FROM steps").fetchall() == [(1,)]
+
+    def commit() -> None:
+        journal.commit(machine, 2, lambda: b"second", (b"me", "task", 4), (b"me", "task", 4, cohort))
+
+    for _ in range(2):
+        with pytest.raises(LocalError, match="cannot write"):
+            commit()
+        assert not journal._db.in_transaction
+        assert journal.last_step(machine) == 1
+        assert journal.state(machine) == b"first"
+        assert journal.last_answered(b"me", "task") == -1
+    reader.close()
+    commit()
+    assert journal.last_step(machine) == 2
+    assert journal.state(machine) == b"second"
+    journal.close()
+    again = SqliteJournal(path, KEY)
+    assert again.last_step(machine) == 2
+    assert again.last_answered(b"me", "task") == 4
+    again.close()
+
+
+@models
+@pytest.mark.parametrize("early", [True, False], ids=["given early", "given in time"])
+def test_state_after_masking_no_longer_holds_the_input(files, model, early):
+    cohort = Cohort(files, threat_model=model, dim=16, bound=1 << 32)
+    plain = [0xC0FFEE00 + i for i in range(16)]
+    ring, machine = cohort.session.ring, machine_id(cohort.session, "a")
+    vector = cohort.session.vector(plain)
+    shapes = [vector.tobytes(), ring.pack(vector), *(v.to_bytes(4, "little") for v in plain)]
+    client = cohort.parties["a"]
+    up = [e for n in NAMES for e in cohort.parties[n].handle(Started())]
+    for name in NAMES:
+        if name != "a" or early:
+            assert cohort.parties[name].handle(Input(plain)) == []
+    if early:
+        assert shapes[0] in client._dump()  # the control: so it looks when it is kept
+    down = cohort.up(cohort.down(cohort.up(up)))
+    sent = cohort.down(e for e in down if e.to == "a")
+    if not early:
+        assert client.stage == "input"
+        sent = client.handle(Input(plain))
+    assert [len(e.frame) for e in sent] == [ring.packed_size(16)]
+    state = files["a"].state(machine)
+    assert sent[0].frame in state  # it is the state of the mask step
+    assert not [s for s in shapes if s in state or s in client._dump()]
+    cohort.reopen("a")
+    assert cohort.parties["a"].resend() == sent
+    assert cohort.parties["a"]._pending is None
 
 
 def test_erased_state_is_none(files):
@@ -615,11 +766,11 @@ def test_file_holds_no_secret_and_none_after_erasing(tmp_path, files, model):
     state = cohort.parties["a"]._state
     secrets = [state.channel, state.mask, state.seed, state.entropy]
     machine = machine_id(cohort.session, "a")
-    sealed = files["a"].state(machine)
+    assert all(s in files["a"].state(machine) for s in secrets)
     raw = (tmp_path / "a").read_bytes()
-    assert sealed in raw
     assert not [s for s in secrets if s in raw]
     cohort.finish(up)
-    sealed = files["a"].state(machine)
+    sealed = files["a"]._row("SELECT state FROM steps WHERE machine = ?", machine)[0]
+    assert sealed[:64] in (tmp_path / "a").read_bytes()
     files["a"].erase(machine)
     assert sealed[:64] not in (tmp_path / "a").read_bytes()

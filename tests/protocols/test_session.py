@@ -351,7 +351,12 @@ def test_policy_is_asked_again_when_a_client_is_restored():
     client = made.client("a", IDENTITIES["a"])
     with pytest.raises(LocalError, match="policy: cohort"):
         made.restore_client(
-            "a", IDENTITIES["a"], client.snapshot(key), key, client._journal, policy=Policy(min_cohort=9)
+            "a",
+            IDENTITIES["a"],
+            client._journal,
+            snapshot=client.snapshot(key),
+            key=key,
+            policy=Policy(min_cohort=9),
         )
 
 
