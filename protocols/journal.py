@@ -205,8 +205,12 @@ class SqliteJournal:
         return row
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a journal that nobody holds any more closes itself."""
         self._db.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_db"):  # not if it could not even be opened
+            self._db.close()
 
 
 def check_key(key: object) -> None:
