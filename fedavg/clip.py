@@ -1,4 +1,4 @@
-"""Bounding an update: its L2 norm is brought down to the clipping norm."""
+"""Bounding an update: its L2 norm, or each of its entries, is brought down to the clipping norm."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ def clip_l2(update: Floats, clipping_norm: float) -> Floats:
 
     Raises `ValueError` for NaN or infinity: clipping would turn them into nonsense silently.
     """
-    if not np.isfinite(update).all():
-        bad = int(np.flatnonzero(~np.isfinite(update))[0])
-        raise ValueError(f"update: expected finite numbers, entry {bad} is {update[bad]}")
+    _check_finite(update)
     # Scaling by the largest entry first keeps squares and norm from overflowing.
     largest = float(np.abs(update).max(initial=0.0))
     if largest == 0.0:
@@ -22,3 +20,19 @@ def clip_l2(update: Floats, clipping_norm: float) -> Floats:
     scaled = update / largest
     norm = float(np.linalg.norm(scaled))
     return update if largest * norm <= clipping_norm else scaled * (clipping_norm / norm)
+
+
+def clip_max(update: Floats, clipping_norm: float) -> Floats:
+    """`update` with each entry cut to at most `clipping_norm` in absolute value.
+
+    Raises `ValueError` for NaN or infinity.
+    """
+    _check_finite(update)
+    clipped: Floats = np.clip(update, -clipping_norm, clipping_norm)
+    return clipped
+
+
+def _check_finite(update: Floats) -> None:
+    if not np.isfinite(update).all():
+        bad = int(np.flatnonzero(~np.isfinite(update))[0])
+        raise ValueError(f"update: expected finite numbers, entry {bad} is {update[bad]}")

@@ -1,25 +1,27 @@
 """The way out and the way back: a weighted update becomes integers, a sum of them a weighted mean.
 
 Out: clip to norm C, scale by weight / max_weight (so every entry lies in [-C, C]), place on a grid of
-2^bits - 1 points whose middle is zero, round without bias. The weight itself is the last coordinate:
-private like the rest, exact because it is an integer.
+2^bits - 1 points whose middle is zero, round without bias. Metrics (a loss, say) travel the same way, each
+clipped to its own public range. The weight itself is the last coordinate: private like the rest, exact
+because it is an integer.
 
 Back: sum, less the middle for each included client, times the step, times max_weight, divided by the
 sum of weights.
 
 Error: an entry of one client is off by less than `step`, so an entry of the mean by less than
-included * step * max_weight / (sum of weights). Clipping is not an error but a choice.
+included * step * max_weight / (sum of weights): see `error`. Clipping is not an error but a choice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedavg.clip import clip_l2
+from fedavg.clip import clip_l2, clip_max
 from fedavg.params import Floats
 from fedavg.quantize import round_stochastically
 from secagg.randomness import Rng, system
@@ -29,18 +31,22 @@ from secagg.randomness import Rng, system
 class Codec:
     """How updates of `dim` floats travel. All clients of a session use the same.
 
-    clipping_norm  largest L2 norm of an update, in the update's own units
+    clipping_norm  largest norm of an update, in the update's own units
     max_weight     largest weight (say, number of training samples); a larger one is refused, never cut
     bits           the grid has 2^bits - 1 points, from 2 to 32 bits
+    metrics        the lowest and highest value of each metric
+    norm           "l2": the whole update is scaled down to the clipping norm; "max": each entry is cut to it
     """
 
     dim: int
     clipping_norm: float
     max_weight: int = 1
     bits: int = 16
+    metrics: tuple[tuple[float, float], ...] = ()
+    norm: Literal["l2", "max"] = "l2"
 
     def __post_init__(self) -> None:
-        for name, low, high in (("dim", 1, 1 << 40), ("max_weight", 1, (1 << 32) - 1), ("bits", 2, 32)):
+        for name, low, high in (("dim", 0, 1 << 40), ("max_weight", 1, (1 << 32) - 1), ("bits", 2, 32)):
             value = getattr(self, name)
             if (
                 isinstance(value, bool)
@@ -50,6 +56,11 @@ class Codec:
                 raise ValueError(f"{name}: expected an integer from {low} to {high}, got {value!r}")
         if not 1e-100 <= self.clipping_norm <= 1e100:  # far from where the step would underflow
             raise ValueError(f"clipping_norm: expected a positive number to 1e100, got {self.clipping_norm}")
+        if self.norm not in ("l2", "max"):
+            raise ValueError(f"norm: expected 'l2' or 'max', got {self.norm!r}")
+        for low, high in self.metrics:
+            if not -1e100 <= low < high <= 1e100:
+                raise ValueError(f"metrics: expected a lowest below a highest value, got {low} and {high}")
 
     @property
     def middle(self) -> int:
@@ -68,11 +79,17 @@ class Codec:
 
     @property
     def length(self) -> int:
-        """Entries of an encoded vector: the update and the weight."""
-        return self.dim + 1
+        """Entries of an encoded vector: the update, the metrics and the weight."""
+        return self.dim + len(self.metrics) + 1
 
-    def encode(self, update: Floats, weight: int = 1, rng: Rng = system) -> NDArray[np.int64]:
-        """An update and its weight as `length` integers from 0 to `bound` - 1.
+    def error(self, included: int, weights: int) -> float:
+        """No entry of a decoded mean is further than this from the mean of the clipped updates."""
+        return included * self.step * self.max_weight / weights
+
+    def encode(
+        self, update: Floats, weight: int = 1, rng: Rng = system, metrics: Sequence[float] = ()
+    ) -> NDArray[np.int64]:
+        """An update, its metrics and its weight as `length` integers from 0 to `bound` - 1.
 
         Raises `ValueError` for NaN or infinity, a wrong shape or dtype, or a weight that is not an
         integer from 1 to `max_weight`.
@@ -86,15 +103,46 @@ class Codec:
             raise ValueError(f"weight: expected an integer, got {weight!r}")
         if not 1 <= weight <= self.max_weight:
             raise ValueError(f"weight: expected 1 to {self.max_weight} (max_weight), got {weight}")
-        scaled = clip_l2(update.astype(np.float64), self.clipping_norm) * (int(weight) / self.max_weight)
-        placed = np.clip(scaled / self.step, -self.middle, self.middle)  # a last bit beyond, by rounding
+        if len(metrics) != len(self.metrics):
+            raise ValueError(f"metrics: expected {len(self.metrics)}, got {len(metrics)}")
+        clip = clip_l2 if self.norm == "l2" else clip_max
+        values = np.append(
+            clip(update.astype(np.float64), self.clipping_norm) / self.step, self._placed(metrics)
+        )
+        # Rounding may carry a last bit beyond the grid.
+        placed = np.clip(values * (int(weight) / self.max_weight), -self.middle, self.middle)
         return np.append(round_stochastically(placed, rng) + self.middle, int(weight))
+
+    def _placed(self, metrics: Sequence[float]) -> Floats:
+        """Metrics on the grid: the lowest value at -`middle`, the highest at `middle`."""
+        found = np.array(metrics, np.float64)
+        if not np.isfinite(found).all():
+            raise ValueError("metrics: expected finite numbers")
+        low, high = np.array(self.metrics, np.float64).reshape(-1, 2).T
+        place: Floats = (np.clip(found, low, high) - low) / (high - low)
+        return (2.0 * place - 1.0) * self.middle
 
     def decode(self, total: NDArray[Any], included: int) -> tuple[Floats, int]:
         """The weighted mean of the `included` updates in the sum `total`, and the sum of their weights.
 
         Raises `ValueError` if the sum cannot be one of that many encoded vectors.
         """
+        centred, weights = self._mean(total, included)
+        return centred[: self.dim] * self.step, weights
+
+    def decode_metrics(self, total: NDArray[Any], included: int) -> list[float]:
+        """The weighted mean of each metric, in order; off by at most (highest - lowest) / `step` of it.
+
+        Raises `ValueError` as `decode` does.
+        """
+        centred, _ = self._mean(total, included)
+        return [
+            float(low + (high - low) * (place / self.middle + 1.0) / 2.0)
+            for place, (low, high) in zip(centred[self.dim :], self.metrics, strict=True)
+        ]
+
+    def _mean(self, total: NDArray[Any], included: int) -> tuple[Floats, int]:
+        """The weighted mean on the grid, centred, and the sum of weights."""
         total = np.asarray(total)
         if total.shape != (self.length,):
             raise ValueError(f"sum: expected {self.length} entries, got shape {total.shape}")
@@ -103,4 +151,4 @@ class Codec:
             raise ValueError(f"sum: weights of {included} clients cannot add up to {weights}")
         # Exact in float64 below 2^53: sums are at most included * 2^32.
         centred = total[:-1].astype(np.float64) - float(included * self.middle)
-        return centred * (self.step * self.max_weight / weights), weights
+        return centred * (self.max_weight / weights), weights

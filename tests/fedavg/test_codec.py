@@ -171,7 +171,7 @@ def test_a_good_weight_is_sent_exactly(weight: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dim": 0}, f"dim: expected an integer from 1 to {2**40}, got 0"),
+        ({"dim": -1}, f"dim: expected an integer from 0 to {2**40}, got -1"),
         ({"dim": 2**40 + 1}, f"dim: expected an integer from 1 to {2**40}, got {2**40 + 1}"),
         ({"dim": 2.0}, rf"dim: expected an integer from 1 to {2**40}, got 2\.0"),
         ({"dim": True}, f"dim: expected an integer from 1 to {2**40}, got True"),
