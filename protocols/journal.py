@@ -21,6 +21,8 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any, Protocol
 
+import msgspec
+
 from protocols.errors import AlreadyAnswered, LocalError
 from secagg import box
 from secagg.invalid import Invalid
@@ -81,6 +83,13 @@ def _check(
             )
 
 
+_DUMPED = tuple[
+    dict[bytes, int],
+    list[tuple[tuple[bytes, str], int]],
+    list[tuple[tuple[bytes, str], tuple[int, bytes]]],
+]
+
+
 class MemoryJournal:
     """A journal for one process: protects against clones and reruns, not against a crash."""
 
@@ -88,6 +97,22 @@ class MemoryJournal:
         self._steps: dict[bytes, int] = {}
         self._answered: dict[tuple[bytes, str], int] = {}
         self._sent: dict[tuple[bytes, str], tuple[int, bytes]] = {}
+
+    def dump(self) -> bytes:
+        """All of it, public, for a framework that keeps what outlives a message; see `load`."""
+        return msgspec.msgpack.encode((self._steps, list(self._answered.items()), list(self._sent.items())))
+
+    @classmethod
+    def load(cls, kept: bytes | None) -> MemoryJournal:
+        """The journal that `dump` gave, or for None a new one; `LocalError` if it is damaged."""
+        journal = cls()
+        if kept is not None:
+            try:
+                steps, answered, sent = msgspec.msgpack.decode(kept, type=_DUMPED)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                raise LocalError("journal: what was kept of it cannot be read") from None
+            journal._steps, journal._answered, journal._sent = steps, dict(answered), dict(sent)
+        return journal
 
     def commit(
         self, machine: bytes, step: int, state: Callable[[], bytes], answer: Answer | None = None,

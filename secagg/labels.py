@@ -34,6 +34,8 @@ class Label(Enum):
     MACHINE = "machine in a journal"
     SNAPSHOT = "snapshot"
     MODEL = "model"
+    PLACEHOLDER = "placeholder identity"
+    NAME = "name of a node"
 
 
 def bind(label: Label, *parts: bytes) -> bytes:
