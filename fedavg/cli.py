@@ -556,3 +556,56 @@ def params(clients: int, as_json: bool, **o: Any) -> None:
         }
         for line, value in what.items():
             click.echo(f"{line:<36}{value}")
+
+
+# ------------------------------------------------------------------------------------ who takes part
+
+
+@cli.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("."), show_default=True,
+    help="The folder for the files.",
+)  # fmt: skip
+def keygen(names: tuple[str, ...], out: Path) -> None:
+    """Make the identity of one client or more: NAME.key and NAME.pub each. Never overwrites."""
+    with _clear_errors():
+        from protocols.roster import generate_party
+
+        for name in names:
+            secret, public = generate_party(name, out)
+            click.echo(f"{secret}: secret, stays where {name} runs")
+            click.echo(f"{public}: public, goes to whoever makes the roster")
+
+
+@cli.command()
+@click.argument("publics", nargs=-1, required=True, type=_FILE, metavar="NAME.pub...")
+@click.option(
+    "--out", type=_FILE, default=Path("roster.json"), show_default=True, help="Where the roster goes."
+)
+@click.option("--force", is_flag=True, help="Overwrite a roster that is there.")
+def roster(publics: tuple[Path, ...], out: Path, force: bool) -> None:
+    """Make the roster that every client gets, of the .pub files of all."""
+    with _clear_errors():
+        from protocols.roster import write_roster
+
+        _show_roster(write_roster(out, publics, overwrite=force))
+        click.echo(f"Roster: {out}. Give it to every client, to compare its fingerprint with yours.")
+
+
+@cli.command()
+@click.argument("roster", type=_FILE)
+def fingerprint(roster: Path) -> None:
+    """Show the names in a roster and the fingerprint to compare by telephone."""
+    with _clear_errors():
+        from protocols.roster import read_roster
+
+        _show_roster(read_roster(roster))
+
+
+def _show_roster(roster: dict[str, bytes]) -> None:
+    from protocols.roster import fingerprint
+
+    for name in roster:
+        click.echo(name)
+    click.echo(f"Clients: {len(roster)}. Fingerprint: {fingerprint(roster)}")

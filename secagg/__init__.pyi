@@ -14,6 +14,9 @@ from protocols.machine import Input as Input
 from protocols.machine import Received as Received
 from protocols.machine import StageClosed as StageClosed
 from protocols.machine import Started as Started
+from protocols.roster import Party as Party
+from protocols.roster import read_party as read_party
+from protocols.roster import read_roster as read_roster
 from protocols.session import Policy as Policy
 from protocols.session import Session as Session
 from protocols.session import hash_model as hash_model

@@ -36,6 +36,7 @@ class Label(Enum):
     MODEL = "model"
     PLACEHOLDER = "placeholder identity"
     NAME = "name of a node"
+    ROSTER = "roster"
 
 
 def bind(label: Label, *parts: bytes) -> bytes:
