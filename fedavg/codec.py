@@ -58,9 +58,9 @@ class Codec:
             raise ValueError(f"clipping_norm: expected a positive number to 1e100, got {self.clipping_norm}")
         if self.norm not in ("l2", "max"):
             raise ValueError(f"norm: expected 'l2' or 'max', got {self.norm!r}")
-        for low, high in self.metrics:
-            if not -1e100 <= low < high <= 1e100:
-                raise ValueError(f"metrics: expected a lowest below a highest value, got {low} and {high}")
+        for lowest, highest in self.metrics:
+            if not -1e100 <= lowest < highest <= 1e100:
+                raise ValueError(f"metrics: expected a lowest below a highest value, got {lowest}, {highest}")
 
     @property
     def middle(self) -> int:

@@ -42,7 +42,7 @@ class Layout:
         parts = [np.asarray(a, np.float64).ravel() for a in arrays]
         return np.concatenate(parts) if parts else np.zeros(0)
 
-    def restore(self, vector: Floats) -> Arrays:
+    def restore(self, vector: Floats, kept: Sequence[Any] = ()) -> Arrays:
         """The arrays that `flatten` made `vector` of, each in its own dtype."""
         if vector.shape != (self.dim,):
             raise ValueError(f"vector: expected {self.dim} entries, got shape {vector.shape}")

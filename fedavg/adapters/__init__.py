@@ -1,0 +1,1 @@
+"""Other frameworks on our seam, each a thin module and an extra."""

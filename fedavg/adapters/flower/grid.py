@@ -1,0 +1,348 @@
+"""The server's side: a Grid that runs a session where a strategy sends instructions and expects replies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedavg.adapters.flower.records import (
+    RECORD,
+    Plan,
+    bytes_of,
+    category,
+    claim,
+    hash_instruction,
+    pack,
+    task,
+    unpack,
+)
+from fedavg.adapters.opening import PREFIX, Opening, Settings
+from protocols.errors import Aborted, LocalError, RemoteError
+from protocols.machine import Aggregate, Received, StageClosed
+from protocols.roster import read_roster
+from protocols.session import Session
+from protocols.wire import Envelope
+from secagg.invalid import Invalid
+from secagg.keys import verify
+
+_log = logging.getLogger("flwr.secagg")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # seconds between two looks for replies
+
+_SEE_SINGLE = {
+    "Krum": "compares single updates", "MultiKrum": "compares single updates",
+    "Bulyan": "compares single updates", "FedMedian": "takes a median of single updates",
+    "FedTrimmedAvg": "sorts single updates", "QFedAvg": "weighs by each site's loss",
+    "FedXgbBagging": "collects each site's trees", "FedXgbCyclic": "takes one site's trees at a time",
+    "FedXgbNnAvg": "collects each site's trees", "DPFedAvgAdaptive": "reads each site's norm bit",
+    "DifferentialPrivacyServerSideFixedClipping": "clips single updates at the server",
+    "DifferentialPrivacyServerSideAdaptiveClipping": "clips single updates at the server",
+    "DifferentialPrivacyClientSideAdaptiveClipping": "reads each site's norm bit",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What became of one round: who is in the sum, who is not and why, or why there is none."""
+
+    task: str
+    number: int
+    included: tuple[str, ...]
+    dropped: Mapping[str, str]
+    aborted: Aborted | None = None
+
+
+class SecAggGrid(Grid):
+    """A grid whose `send_and_receive` runs a secure aggregation session with the nodes addressed.
+
+    grid      the grid that Flower gave the ServerApp
+    context   the context it gave with it; settings are read from its `run_config` at each call
+    roster    path of the roster file (default: `secagg-roster` in `run_config`); without one, nodes have no
+              identities of their own and only the honest-but-curious model is to be had
+    settings  used instead of the library's defaults where `run_config` is silent
+
+    `rounds` tells what became of each round so far.
+    """
+
+    def __init__(
+        self, grid: Grid, context: Context, *, roster: str | os.PathLike[str] | None = None, **settings: Any
+    ) -> None:
+        self._grid, self._context, self._defaults = grid, context, settings
+        path = roster or context.run_config.get(PREFIX + "roster")
+        self._roster = None if path is None else read_roster(Path(str(path)))
+        self._names: dict[int, str] = {}
+        self._counts: dict[str, int] = {}
+        self.rounds: list[Round] = []
+        Settings.of(context.run_config, **settings)  # say early what is wrong
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """One round with the nodes that the messages address: see the top of the package.
+
+        `timeout`, in seconds, is for the first stage, in which nodes train; None waits for all. Raises
+        `LocalError` where there can be no such round: unprotected kinds of messages, strategies that need
+        single replies, different instructions for different nodes, too few nodes.
+        """
+        asked = list(messages)
+        if not asked:
+            return []
+        _check_caller()
+        _check_alike(asked)
+        settings = self._settings(len(asked))
+        faults: dict[int, Error] = {}
+        names = self._named([m.metadata.dst_node_id for m in asked], asked[0], settings, faults)
+        nodes = {name: node for node, name in names.items()}
+        name = task(self._context, asked[0])
+        number = self._counts[name] = self._counts.get(name, 0) + 1
+        opening = Opening(settings, number, sorted(nodes))
+        plan, hashed = Plan.of(asked[0], settings, len(nodes)), hash_instruction(asked[0].content)
+        session = opening.session(name, self._roster, plan.codec.length, plan.codec.bound, hashed)
+        first = RecordDict({**asked[0].content, RECORD: ConfigRecord({"opening": opening.to_bytes()})})
+        result = self._run(session, nodes, first, asked[0], timeout, settings.timeout, faults)
+        replies = _replies(result, asked, names, plan, faults)
+        said = {names.get(node, str(node)): str(error.reason) for node, error in faults.items()}
+        done = (
+            Round(name, number, (), said, result)
+            if isinstance(result, Aborted)
+            else Round(name, number, result.included, said)
+        )
+        self.rounds.append(done)
+        _tell(done, len(asked))
+        return replies
+
+    def _settings(self, cohort: int) -> Settings:
+        return Settings.of(self._context.run_config, **self._defaults)
+
+    def _run(
+        self, session: Session, nodes: Mapping[str, int], first: RecordDict, like: Message,
+        timeout: float | None, stage_timeout: float, faults: dict[int, Error],
+    ) -> Aggregate | Aborted:  # fmt: skip
+        """Drive the server's machine to its result; `faults` collects what nodes say of themselves."""
+        server, names = session.server(), {node: name for name, node in nodes.items()}
+        out = [(node, first) for node in nodes.values()]
+        while server.result is None:
+            stage, outbox = server.stage, []
+            for reply in self._exchange(out, like, timeout):
+                node = reply.metadata.src_node_id
+                try:
+                    for envelope in _opened(reply, session, names.get(node)):
+                        outbox += server.handle(Received(envelope))
+                except _Failed as failed:
+                    faults[node] = failed.error
+            outbox += server.handle(StageClosed(stage))
+            letters: dict[int, list[Envelope]] = {}
+            for envelope in outbox:
+                letters.setdefault(nodes[envelope.to], []).append(envelope)
+            out = [(node, RecordDict({RECORD: pack(es)})) for node, es in letters.items()]
+            timeout = stage_timeout
+        for _ in self._exchange(out, like, timeout):  # an abort: those still there forget the round
+            pass
+        for name, fault in server.result.dropped.items():
+            reason = f"secagg: at {fault.stage}: {fault.cause}"
+            faults.setdefault(nodes[name], Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
+        return server.result
+
+    def _exchange(
+        self, out: Iterable[tuple[int, RecordDict]], like: Message, timeout: float | None
+    ) -> Iterator[Message]:
+        """Send to nodes and yield their replies as they come, until all came or time is up."""
+        kind, group = like.metadata.message_type, like.metadata.group_id
+        letters = [Message(content, node, kind, ttl=timeout, group_id=group) for node, content in out]
+        waiting = set(self._grid.push_messages(letters)) if letters else set()
+        del letters
+        end = None if timeout is None else time.monotonic() + timeout
+        pause = _FIRST_PAUSE
+        while waiting:
+            came = list(self._grid.pull_messages(waiting))
+            waiting -= {reply.metadata.reply_to_message_id for reply in came}
+            yield from came
+            left = _LONGEST_PAUSE if end is None else end - time.monotonic()
+            if not waiting or left <= 0:
+                return
+            pause = _FIRST_PAUSE if came else min(2 * pause, _LONGEST_PAUSE)
+            time.sleep(min(pause, left))
+
+    def _named(
+        self, asked: list[int], like: Message, settings: Settings, faults: dict[int, Error]
+    ) -> dict[int, str]:
+        """Node -> name: what it claims and proves to be, or without a roster its number."""
+        if self._roster is None:
+            return {node: str(node) for node in asked}
+        who = RecordDict({RECORD: ConfigRecord({"who": True})})
+        unknown = [(node, who) for node in asked if node not in self._names]
+        for reply in self._exchange(unknown, like, settings.timeout):
+            node = reply.metadata.src_node_id
+            try:
+                name = self._proved(reply, node)
+            except _Failed as failed:
+                faults[node] = failed.error
+                continue
+            # A node that came back has a new number: the newest that proves the name is the one.
+            self._names = {n: known for n, known in self._names.items() if known != name} | {node: name}
+        for node in asked:
+            if node not in self._names:
+                silent = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "secagg: it did not say who it is")
+                faults.setdefault(node, silent)
+        return {node: self._names[node] for node in asked if node in self._names}
+
+    def _proved(self, reply: Message, node: int) -> str:
+        assert self._roster is not None
+        if reply.has_error():
+            raise _Failed(reply.error)
+        record = reply.content.config_records.get(RECORD, ConfigRecord())
+        name = record.get("name")
+        try:
+            if not isinstance(name, str) or name not in self._roster:
+                raise RemoteError("it is not in the server's roster")
+            verify(self._roster[name], claim(self._context.run_id, node), bytes_of(record, "signature"))
+        except (Invalid, RemoteError) as error:
+            raise _Failed(_refusal(error)) from None
+        return name
+
+    # What else a grid can do. What is pushed one by one would be answered one by one: refused.
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Refused: only `send_and_receive` is protected."""
+        raise LocalError("push_messages is not protected: use send_and_receive, or the grid that Flower gave")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Refused: only `send_and_receive` is protected."""
+        raise LocalError("pull_messages is not protected: use send_and_receive, or the grid that Flower gave")
+
+    def set_run(self, run: Any) -> None:
+        """See `Grid.set_run`."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """See `Grid.run`."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str,
+        ttl: float | None = None,
+    ) -> Message:  # fmt: skip
+        """A message as `Message` makes it."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See `Grid.get_node_ids`."""
+        return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[Any]:
+        """See `Grid.get_nodes`."""
+        return self._grid.get_nodes()
+
+
+class _Failed(Exception):
+    """A node's reply is an error, or as good as one."""
+
+    def __init__(self, error: Error) -> None:
+        super().__init__(error.reason)
+        self.error = error
+
+
+def _refusal(error: Exception) -> Error:
+    return Error(ErrorCode.MOD_FAILED_PRECONDITION, f"secagg: {error}")
+
+
+def _opened(reply: Message, session: Session, name: str | None) -> list[Envelope]:
+    """The envelopes in a reply, all of the node that Flower says it is from; else `_Failed`."""
+    if reply.has_error():
+        raise _Failed(reply.error)
+    try:
+        record = reply.content.get(RECORD)
+        if not isinstance(record, ArrayRecord):
+            raise RemoteError("it answered without protection: is secagg_mod attached to its function?")
+        envelopes = unpack(record, session)
+        if any(envelope.sender != name for envelope in envelopes):
+            raise RemoteError("it sent in another's name")
+    except RemoteError as error:
+        raise _Failed(_refusal(error)) from None
+    return envelopes
+
+
+def _replies(
+    result: Aggregate | Aborted, asked: list[Message], names: Mapping[int, str], plan: Plan,
+    faults: dict[int, Error],
+) -> list[Message]:  # fmt: skip
+    """What the strategy gets: the mean for each node in the sum, an error for each other."""
+    if isinstance(result, Aborted):
+        none = _refusal(RemoteError(f"no sum in this round, the model stays as it was: {result}"))
+        return [Message(faults.setdefault(m.metadata.dst_node_id, none), reply_to=m) for m in asked]
+    arrays, metrics, weights = plan.decode(result)
+    content = plan.reply(asked[0].content, arrays, metrics, weights / len(result.included))
+    replies, included = [], set(result.included)
+    for m in asked:
+        node = m.metadata.dst_node_id
+        if names.get(node) in included:
+            faults.pop(node, None)  # its vector is in the sum, whatever happened to it afterwards
+            # Strategies empty or replace records of a reply: each has its own, the arrays are shared.
+            records: Any = content.items()
+            own = RecordDict({name: type(record)(dict(record)) for name, record in records})
+            replies.append(Message(own, reply_to=m))
+        else:
+            replies.append(Message(faults[node], reply_to=m))
+    return replies
+
+
+def _tell(done: Round, asked: int) -> None:
+    what = (done.number, done.task)
+    if done.aborted is not None:
+        _log.warning("secagg: round %d of %s: %s", *what, done.aborted)
+    else:
+        _log.info("secagg: round %d of %s: the sum of %d of %d", *what, len(done.included), asked)
+    for name, reason in done.dropped.items():
+        _log.warning("secagg: without %s: %s", name, reason)
+
+
+def _check_alike(asked: list[Message]) -> None:
+    """One kind, one instruction, each node once."""
+    kinds = {m.metadata.message_type for m in asked}
+    if len(kinds) != 1 or category(asked[0]) not in ("train", "evaluate"):
+        raise LocalError(
+            f"only train or evaluate messages of one kind can be protected, got {', '.join(sorted(kinds))}"
+        )
+    if len({m.metadata.dst_node_id for m in asked}) != len(asked):
+        raise LocalError("a node is addressed twice in one round")
+    different = {id(m.content): m.content for m in asked}
+    if len(different) > 1 and len({hash_instruction(content) for content in different.values()}) > 1:
+        raise LocalError(
+            "the strategy gives nodes different instructions: a sum over those could be one node's alone"
+        )
+
+
+def _check_caller() -> None:
+    """Refuse a strategy that needs single replies. A Grid is not told who calls it: the stack knows."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Strategy):
+            check_averages(caller)
+        frame = frame.f_back
+
+
+def check_averages(strategy: Any) -> None:
+    """Raise `LocalError` for a strategy, or one that it wraps, that is known to need single replies."""
+    for kind in type(strategy).__mro__:
+        if kind.__module__.startswith("flwr.") and kind.__name__ in _SEE_SINGLE:
+            raise LocalError(
+                f"{type(strategy).__name__} {_SEE_SINGLE[kind.__name__]}: under secure aggregation there is "
+                "only their mean"
+            )
+    wrapped = getattr(strategy, "strategy", None)
+    if wrapped is not None:
+        check_averages(wrapped)

@@ -1,0 +1,174 @@
+"""The node's side: a mod that takes part in sessions with what the ClientApp replies.
+
+Between the messages of a round, state lives in `context.state` and nowhere else; with the round's last
+message it is erased, but for the public marks of which rounds were answered. Where the node's configuration
+names an identity, the state is encrypted under a key of that file and tied to a journal beside it; without
+one, the state of a session is as safe as the place where the SuperNode keeps it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
+from flwr.common.constant import ErrorCode
+from numpy.typing import NDArray
+
+from fedavg.adapters.flower.records import (
+    RECORD,
+    Plan,
+    bytes_of,
+    category,
+    claim,
+    hash_instruction,
+    int_of,
+    pack,
+    task,
+    unpack,
+)
+from fedavg.adapters.opening import Opening, Settings, Site
+from protocols.errors import Aborted, RemoteError
+from protocols.journal import MemoryJournal
+from protocols.machine import ClientMachine, Input, Received, Started, machine_id
+from protocols.wire import Envelope
+from secagg.randomness import system
+
+_log = logging.getLogger("flwr.secagg")
+
+
+class _Refused(Exception):
+    """This node answers with an error, whose text the server may read."""
+
+    def __init__(self, reason: str, code: int = ErrorCode.MOD_FAILED_PRECONDITION) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def secagg_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Take part in a session with what the app replies; refuse every message that is not protected.
+
+    Attach it first of all mods: `@app.train(mods=[secagg_mod, fixedclipping_mod])`, and the same for
+    `@app.evaluate`; or `ClientApp(client_fn, mods=[secagg_mod])` in the legacy API, where it stands before
+    every kind of message. What the app says when it fails goes to the node's own log, not to the server.
+    """
+
+    def contribute(plan: Plan, settings: Settings) -> NDArray[Any]:
+        message.content = RecordDict({n: r for n, r in message.content.items() if n != RECORD})
+        return _contribution(lambda: call_next(message, context), plan, settings)
+
+    try:
+        return Message(_take_part(message, context, contribute), reply_to=message)
+    except _Refused as refused:
+        code, reason = refused.code, str(refused)
+    except (RemoteError, ValueError) as error:  # `LocalError` is a ValueError
+        code, reason = ErrorCode.MOD_FAILED_PRECONDITION, str(error)
+    _log.warning("secagg: %s", reason)
+    _erase(context)
+    return Message(Error(code, f"secagg: {reason}"), reply_to=message)
+
+
+def _contribution(run: Callable[[], Message], plan: Plan, settings: Settings) -> NDArray[Any]:
+    """Run the app; its reply as integers. What fails here may tell what is private."""
+    try:
+        reply = run()
+    except Exception as error:
+        _log.exception("secagg: the app failed; the server is told no more than its kind")
+        reason = f"the app raised {type(error).__name__}; the node's own log says more"
+        raise _Refused(reason, ErrorCode.CLIENT_APP_RAISED_EXCEPTION) from None
+    if reply.has_error():  # of a mod further in, say
+        raise _Refused(str(reply.error.reason), reply.error.code)
+    for name, record in reply.content.config_records.items():  # the legacy API's way to say the same
+        if name.endswith("res.status") and record.get("code"):
+            raise _Refused("the app says that it failed")
+    try:
+        return plan.encode(reply.content, settings.weight_key)
+    except (ValueError, RemoteError) as error:
+        _log.error("secagg: the app's reply cannot be sent: %s", error)
+        raise _Refused("the app's reply cannot be sent; the node's own log says why") from None
+
+
+def _take_part(
+    message: Message, context: Context, contribute: Callable[[Plan, Settings], NDArray[Any]]
+) -> RecordDict:
+    """One message of a round: the first, which opens it, or one of those that follow."""
+    ours = message.content.get(RECORD)
+    if category(message) not in ("train", "evaluate") or not isinstance(ours, (ConfigRecord, ArrayRecord)):
+        raise _Refused(
+            f"a {message.metadata.message_type} message without protection is refused: send it by SecAggGrid"
+        )
+    kept = context.state.config_records.get(RECORD, ConfigRecord())
+    journal = bytes_of(kept, "journal") if "journal" in kept else None
+    site = Site.of(context.node_config, str(context.node_id), journal)
+    if isinstance(ours, ArrayRecord):
+        return _go_on(ours, context, site, task(context, message), kept)
+    if "who" in ours:
+        signature = site.identity.sign(claim(context.run_id, context.node_id))
+        return RecordDict({RECORD: ConfigRecord({"name": site.name, "signature": signature})})
+    _erase(context)  # a round that was never finished
+    opening = Opening.from_bytes_checked(bytes_of(ours, "opening"))
+    _compare(opening.settings, context.run_config)
+    plan = Plan.of(message, opening.settings, len(opening.cohort))
+    length, bound, hashed = plan.codec.length, plan.codec.bound, hash_instruction(message.content)
+    session = opening.session(task(context, message), site.roster, length, bound, hashed)
+    client = session.client(site.name, site.identity, policy=site.policy, journal=site.journal)
+    vector = contribute(plan, opening.settings)
+    sent = client.handle(Started()) + client.handle(Input(vector))
+    new = ConfigRecord({"opening": opening.to_bytes(), "length": length, "bound": bound, "hash": hashed})
+    return _reply(sent, client, context, site, new)
+
+
+def _go_on(ours: ArrayRecord, context: Context, site: Site, name: str, kept: ConfigRecord) -> RecordDict:
+    if "snapshot" not in kept:
+        raise _Refused("nothing is kept of this round: it ended, or never began here")
+    opening = Opening.from_bytes_checked(bytes_of(kept, "opening"))
+    length, bound = int_of(kept, "length"), int_of(kept, "bound")
+    session = opening.session(name, site.roster, length, bound, bytes_of(kept, "hash"))
+    key = site.key or bytes_of(kept, "key")
+    client = session.restore_client(
+        site.name, site.identity, site.journal, snapshot=bytes_of(kept, "snapshot"), key=key,
+        policy=site.policy,
+    )  # fmt: skip
+    sent = [e for received in unpack(ours, session) for e in client.handle(Received(received))]
+    return _reply(sent, client, context, site, kept)
+
+
+def _reply(
+    sent: Iterable[Envelope], client: ClientMachine, context: Context, site: Site, kept: ConfigRecord
+) -> RecordDict:
+    """Keep the client's state until the next message, or nothing if this was the last."""
+    if client.result is not None:
+        if isinstance(client.result, Aborted):
+            _log.warning("secagg: %s", client.result)
+        site.journal.erase(machine_id(client.session, client.name))
+        kept = ConfigRecord()
+    else:
+        # Without an identity's file there is no place for a key but beside what it opens.
+        key = site.key or system(32)
+        kept["snapshot"] = client.snapshot(key)
+        if site.key is None:
+            kept["key"] = key
+    if isinstance(site.journal, MemoryJournal):
+        kept["journal"] = site.journal.dump()
+    context.state[RECORD] = kept
+    return RecordDict({RECORD: pack(sent)})
+
+
+def _erase(context: Context) -> None:
+    """Forget the round, but not which rounds were answered."""
+    kept = context.state.config_records.get(RECORD, ConfigRecord())
+    if "journal" in kept:
+        context.state[RECORD] = ConfigRecord({"journal": kept["journal"]})
+    elif RECORD in context.state:
+        del context.state[RECORD]
+
+
+def _compare(settings: Settings, run_config: Mapping[str, Any]) -> None:
+    """What the run's configuration says at this node must be what the server says."""
+    own = Settings.of(run_config, **msgspec.to_builtins(settings))
+    names = [f for f in settings.__struct_fields__ if getattr(own, f) != getattr(settings, f)]
+    if names:
+        raise _Refused(f"the server's settings differ from this node's run_config: {', '.join(names)}")
