@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-collect_ignore_glob = [] if find_spec("flwr") else ["test_flower*.py"]
+_NEEDED = {"test_flower*.py": "flwr", "test_torch_*.py": "torch"}
+
+collect_ignore_glob = [files for files, module in _NEEDED.items() if find_spec(module) is None]
 
 if find_spec("flwr"):
     from flwr.app import Context, Error, Message, RecordDict
