@@ -35,7 +35,7 @@ class Layout:
 
     @property
     def dim(self) -> int:
-        """Entries of the flat vector: those that are averaged. `Codec` refuses 0."""
+        """Entries of the flat vector: those that are averaged."""
         return sum(_size(shape) for shape, dtype in self._entries() if is_averaged(dtype))
 
     def flatten(self, arrays: Iterable[Any]) -> Floats:
@@ -54,17 +54,12 @@ class Layout:
         ]
         return np.concatenate(parts) if parts else np.zeros(0)
 
-<<<<<<< HEAD
-    def restore(self, vector: Floats, kept: Sequence[Any] = ()) -> Arrays:
-        """The arrays that `flatten` made `vector` of, each in its own dtype."""
-=======
     def restore(self, vector: Floats, kept: Iterable[Any] | None = None) -> Arrays:
         """New arrays of this layout: floats from `vector`, each in its own dtype, others from `kept`.
 
         `kept` are all arrays of the model as it went out; needed only if some are not floats. Raises
         `ValueError` for a wrong length or layout, and for a value beyond what an array's dtype can hold.
         """
->>>>>>> 0c7608e (Take models as their frameworks give them, and never average a counter)
         if vector.shape != (self.dim,):
             raise ValueError(f"vector: expected {self.dim} entries, got shape {vector.shape}")
         before = None if kept is None else [np.asarray(a) for a in kept]

@@ -76,6 +76,8 @@ class FedAvg:
         start = np.random.default_rng(self.seed)
         params = self.model.initial(start)
         layout = Layout.of(params)
+        if not layout.dim:
+            raise ValueError("model: expected at least one array of floats: there is nothing to average")
         history: list[Round] = []
         for number in range(self.rounds):
             done = self._round(number, params, layout, hospitals, aggregate)

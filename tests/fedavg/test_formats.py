@@ -249,7 +249,7 @@ def test_arrays_are_all_that_predictions_rest_on(kind: str) -> None:
     """With another's arrays an estimator is that other."""
     one, other = fit(kind, slice(0, 250)), fit(kind, slice(250, None))
     again = from_arrays(one, to_arrays(other))
-    decide = "decision_function" if hasattr(one, "decision_function") else "predict"
+    decide = next(m for m in ("decision_function", "predict_proba", "predict") if hasattr(one, m))
     np.testing.assert_allclose(getattr(again, decide)(X), getattr(other, decide)(X))
     assert not np.allclose(getattr(one, decide)(X), getattr(other, decide)(X))
 
