@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import sqrt
+
 import numpy as np
 
 from fedavg.params import Floats
@@ -12,6 +14,11 @@ def clip_l2(update: Floats, clipping_norm: float) -> Floats:
 
     Raises `ValueError` for NaN or infinity: clipping would turn them into nonsense silently.
     """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        squares = float(np.dot(update, update))
+    if 1e-200 < squares < 1e200:  # far from where squares underflow; NaN and infinity are not in between
+        norm = sqrt(squares)
+        return update if norm <= clipping_norm else update * (clipping_norm / norm)
     _check_finite(update)
     # Scaling by the largest entry first keeps squares and norm from overflowing.
     largest = float(np.abs(update).max(initial=0.0))

@@ -106,12 +106,16 @@ class Codec:
         if len(metrics) != len(self.metrics):
             raise ValueError(f"metrics: expected {len(self.metrics)}, got {len(metrics)}")
         clip = clip_l2 if self.norm == "l2" else clip_max
-        values = np.append(
-            clip(update.astype(np.float64), self.clipping_norm) / self.step, self._placed(metrics)
-        )
+        clipped = clip(update.astype(np.float64, copy=False), self.clipping_norm)
+        placed = np.empty(self.dim + len(metrics))
+        np.divide(clipped, self.step, out=placed[: self.dim])
+        placed[self.dim :] = self._placed(metrics)
+        placed *= int(weight) / self.max_weight
         # Rounding may carry a last bit beyond the grid.
-        placed = np.clip(values * (int(weight) / self.max_weight), -self.middle, self.middle)
-        return np.append(round_stochastically(placed, rng) + self.middle, int(weight))
+        np.clip(placed, -self.middle, self.middle, out=placed)
+        rounded = round_stochastically(placed, rng)
+        rounded += self.middle
+        return np.append(rounded, int(weight))
 
     def _placed(self, metrics: Sequence[float]) -> Floats:
         """Metrics on the grid: the lowest value at -`middle`, the highest at `middle`."""

@@ -11,16 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedavg.params import Floats
-from secagg.randomness import Rng
+from secagg.randomness import Rng, seeded
+
+_CHUNK = 1 << 14
 
 
 def round_stochastically(values: Floats, rng: Rng) -> NDArray[np.int64]:
     """Each value's floor, or with probability its fractional part, one more.
 
-    Values lie between -2^52 and 2^52. The probability is right to 2^-53; an integer stays what it is.
-    Takes 8 bytes of `rng` a value.
+    `values` have one dimension and lie between -2^52 and 2^52. The probability is right to 2^-53; an integer
+    stays what it is. Takes 32 bytes of `rng`, and from them 8 bytes of its stream a value.
     """
-    floor = np.floor(values)
-    uniform = (np.frombuffer(rng(8 * values.size), "<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    rounded: NDArray[np.int64] = floor.astype(np.int64) + (uniform < values - floor)
+    rounded = np.empty(values.size, np.int64)
+    stream = seeded(b"rounding", rng(32))
+    for start in range(0, values.size, _CHUNK):  # what is worked on stays in the cache
+        part = values[start : start + _CHUNK]
+        out = rounded[start : start + _CHUNK]
+        floor = np.floor(part)
+        uniform = (np.frombuffer(stream(8 * part.size), "<u8") >> np.uint64(11)).astype(np.float64)
+        uniform *= 2.0**-53
+        out[:] = floor
+        out += uniform < part - floor
     return rounded

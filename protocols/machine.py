@@ -188,9 +188,13 @@ class _Machine(Generic[R]):
         """The messages of the last step again, byte for byte: after a restore, or if they were lost."""
         return list(self._outbox)
 
-    def snapshot(self, key: bytes) -> bytes:
-        """The whole state, encrypted under a local 32-byte key, for `Session.restore_...`."""
-        return seal_state(key, self._dump(), self._id, system)
+    def snapshot(self, key: bytes, *, outbox: bool = True) -> bytes:
+        """The whole state, encrypted under a local 32-byte key, for `Session.restore_...`.
+
+        Without its `outbox`, which holds the vector once it is masked, it cannot `resend()`: for a transport
+        that delivers once or not at all.
+        """
+        return seal_state(key, self._dump(outbox), self._id, system)
 
     def _commit(
         self, outbox: list[Envelope], answer: Answer | None = None, contribution: Contribution | None = None
@@ -221,8 +225,11 @@ class _Machine(Generic[R]):
                 "make a session with a higher attempt, or for the next round"
             )
 
-    def _dump(self) -> bytes:
+    def _dump(self, outbox: bool = True) -> bytes:
         raise AssertionError
+
+    def _packed_outbox(self, wanted: bool) -> list[tuple[str, bytes, bytes]]:
+        return [(e.to, e.body, bytes(e.frame)) for e in self._outbox] if wanted else []
 
     def _load(self, plain: bytes) -> None:
         raise AssertionError
@@ -397,13 +404,15 @@ class ClientMachine(_Machine[Rules]):
                 f"{last}): one update, one answer"
             )
 
-    def _dump(self) -> bytes:
+    def _dump(self, outbox: bool = True) -> bytes:
         pending = None if self._pending is None else self._pending.tobytes()
         failed = None if self._failed is None else self._failed.args
-        outbox = [(e.to, e.body, bytes(e.frame)) for e in self._outbox]
         return msgspec.msgpack.encode(
-            (self._step, self._state, outbox, self._handled, self._given, pending, self._faults, failed)
-        )
+            (
+                self._step, self._state, self._packed_outbox(outbox), self._handled, self._given, pending,
+                self._faults, failed,
+            )
+        )  # fmt: skip
 
     def _load(self, plain: bytes) -> None:
         kind = GenericAlias(tuple, (
@@ -448,6 +457,11 @@ class ServerMachine(_Machine[ServerRules]):
     def waiting_for(self) -> tuple[str, ...]:
         """Clients whose message is still owed in this stage."""
         return () if self.result is not None else tuple(self.session.names[i] for i in sorted(self._awaited))
+
+    @property
+    def collects(self) -> bool:
+        """Whether the clients' vectors are what this stage waits for: the time to give them their work."""
+        return self.result is None and (type(self._state), self._rules.adds) in self._rules.moves
 
     def handle(self, event: Event) -> list[Envelope]:
         """React to one event; returns what to send. A peer's fault is recorded, never raised."""
@@ -586,12 +600,11 @@ class ServerMachine(_Machine[ServerRules]):
         self._commit(sent)
         return sent
 
-    def _dump(self) -> bytes:
+    def _dump(self, outbox: bool = True) -> bytes:
         failed = None if self._failed is None else self._failed.args
-        outbox = [(e.to, e.body, bytes(e.frame)) for e in self._outbox]
         return msgspec.msgpack.encode(
             (
-                self._step, self._state, outbox, self._gathered, sorted(self._awaited),
+                self._step, self._state, self._packed_outbox(outbox), self._gathered, sorted(self._awaited),
                 self._dropped, self._faults, self._revealed,
                 None if self._total is None else self._total.tobytes(), failed,
             )

@@ -6,6 +6,8 @@ the last reference to it.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -53,6 +55,7 @@ def verify(public: bytes, message: bytes, signature: bytes) -> None:
         raise Invalid("signature does not verify") from None
 
 
+@lru_cache(1 << 12)  # the same roster is checked in every round
 def check_identity(public: bytes) -> None:
     """Refuse what is not a canonical Ed25519 public key of full order.
 

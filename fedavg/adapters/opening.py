@@ -1,10 +1,11 @@
 """What opens a round in somebody else's framework: settings, cohort, and the session that follows from them.
 
 A framework carries configuration as flat mappings of plain values; the server reads its settings from one
-and sends them, with the cohort, in the first message of a round. Every site hashes that message together
-with the instruction that came with it, model and all, into the session: sites that were told different
+and sends them, with the cohort and a hash of the instruction (the model and all that says how to train it),
+in the first message of a round. The session is made of nothing else, so that sites which were told different
 things (another model, another learning rate, another clipping norm for everyone but one) cannot complete a
-step together.
+step together. The instruction itself comes when the protocol is ready for vectors, and each site compares
+its hash before it does any work.
 
 Who a site is, it knows from its own files and never from the server: see `Site`.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import floor
 from pathlib import Path
 from typing import Any, Literal
@@ -116,11 +118,17 @@ def ranges(text: str) -> dict[str, tuple[float, float]]:
 
 
 class Opening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The first message of a round, public: who takes part, in what, and how."""
+    """The first message of a round, public: who takes part, in what, and how.
+
+    `length` entries below `bound` are summed for an `instruction` of this hash (32 bytes).
+    """
 
     settings: Settings
     round: int
     cohort: list[str]
+    length: int
+    bound: int
+    instruction: bytes
 
     def to_bytes(self) -> bytes:
         """Its one encoding, by `msgspec.msgpack`."""
@@ -137,10 +145,8 @@ class Opening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise RemoteError("the opening of the round is not in its one encoding")
         return opening
 
-    def session(
-        self, task: str, roster: Mapping[str, bytes] | None, length: int, bound: int, instruction: bytes
-    ) -> Session:
-        """The session that this opening, the party's own roster and its `instruction` (a hash) make.
+    def session(self, task: str, roster: Mapping[str, bytes] | None) -> Session:
+        """The session that this opening and the party's own roster make.
 
         With a roster, `corrupted` is a fraction of all of it, in the signed models: there the server may
         choose a cohort in which all of those are. Without one, identities are placeholders made of the
@@ -165,13 +171,15 @@ class Opening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if roster is not None and s.threat_model != HONEST_BUT_CURIOUS:
             corrupted = max(corrupted, floor((corrupted + 1e-9) * len(roster)) / len(members))
         return Session(
-            members, length, bound, protocol=s.protocol, threat_model=s.threat_model, corrupted=corrupted,
-            dropout=s.dropout, task=task, round=self.round, min_included=s.min_included or None,
-            bits=s.ring_bits or None, degree=s.degree or None, threshold=s.threshold or None,
-            model_hash=digest(Label.MODEL, self.to_bytes(), instruction),
+            members, self.length, self.bound, protocol=s.protocol, threat_model=s.threat_model,
+            corrupted=corrupted, dropout=s.dropout, task=task, round=self.round,
+            min_included=s.min_included or None, bits=s.ring_bits or None, degree=s.degree or None,
+            threshold=s.threshold or None,
+            model_hash=digest(Label.MODEL, self.to_bytes()),
         )  # fmt: skip
 
 
+@lru_cache(1 << 12)
 def placeholder(name: str) -> Identity:
     """An identity that anyone can make: it fills the roster where nothing is signed, and says nothing."""
     return Identity(digest(Label.PLACEHOLDER, name.encode()))

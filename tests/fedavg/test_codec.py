@@ -172,9 +172,9 @@ def test_a_good_weight_is_sent_exactly(weight: Any) -> None:
     ("settings", "message"),
     [
         ({"dim": -1}, f"dim: expected an integer from 0 to {2**40}, got -1"),
-        ({"dim": 2**40 + 1}, f"dim: expected an integer from 1 to {2**40}, got {2**40 + 1}"),
-        ({"dim": 2.0}, rf"dim: expected an integer from 1 to {2**40}, got 2\.0"),
-        ({"dim": True}, f"dim: expected an integer from 1 to {2**40}, got True"),
+        ({"dim": 2**40 + 1}, f"dim: expected an integer from 0 to {2**40}, got {2**40 + 1}"),
+        ({"dim": 2.0}, rf"dim: expected an integer from 0 to {2**40}, got 2\.0"),
+        ({"dim": True}, f"dim: expected an integer from 0 to {2**40}, got True"),
         ({"clipping_norm": 0.0}, r"clipping_norm: expected a positive number to 1e100, got 0\.0"),
         ({"clipping_norm": -1.0}, r"clipping_norm: expected a positive number to 1e100, got -1\.0"),
         ({"clipping_norm": np.nan}, "clipping_norm: expected a positive number to 1e100, got nan"),
@@ -226,3 +226,55 @@ def test_the_smallest_and_the_largest_clipping_norm_work(norm: float, bits: int)
 
 def test_numpys_integers_are_settings_too() -> None:
     assert Codec(np.int64(3), 1.0, np.uint32(7), np.int8(16)) == Codec(3, 1.0, 7, 16)
+
+
+def test_metrics_travel_with_the_update_each_in_its_own_range() -> None:
+    codec = Codec(2, 1.0, 100, 24, ((0.0, 10.0), (-1.0, 1.0)))
+    given_metrics, weights = [[2.5, -0.5], [7.0, 0.25], [99.0, -3.0]], [10, 100, 1]
+    reports = [codec.encode(np.zeros(2), w, metrics=m) for m, w in zip(given_metrics, weights, strict=True)]
+    assert all(len(r) == codec.length == 5 for r in reports)
+    total = np.sum(reports, axis=0)
+    clipped = np.clip(given_metrics, [0.0, -1.0], [10.0, 1.0])
+    expected = np.average(clipped, axis=0, weights=weights)
+    found = codec.decode_metrics(total, 3)
+    share = codec.error(3, 111) / codec.clipping_norm  # of half a range
+    for i, (low, high) in enumerate(codec.metrics):
+        assert abs(found[i] - expected[i]) <= share * (high - low) / 2
+    mean, weight = codec.decode(total, 3)
+    assert weight == 111
+    assert np.abs(mean).max() <= codec.error(3, 111)
+
+
+def test_metrics_alone_can_travel() -> None:
+    codec = Codec(0, 1.0, 10, 16, ((0.0, 1.0),))
+    total = codec.encode(np.zeros(0), 10, metrics=[0.5]) + codec.encode(np.zeros(0), 5, metrics=[1.0])
+    assert codec.decode(total, 2)[0].size == 0
+    assert codec.decode_metrics(total, 2)[0] == pytest.approx(2 / 3, abs=1e-4)
+
+
+@pytest.mark.parametrize("metrics", [[], [1.0, 2.0]])
+def test_a_wrong_number_of_metrics_is_refused(metrics: list[float]) -> None:
+    with pytest.raises(ValueError, match=f"metrics: expected 1, got {len(metrics)}"):
+        Codec(1, 1.0, metrics=((0.0, 1.0),)).encode(np.zeros(1), metrics=metrics)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_metric_that_is_no_number_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="metrics: expected finite numbers"):
+        Codec(1, 1.0, metrics=((0.0, 1.0),)).encode(np.zeros(1), metrics=[value])
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (0.0, np.inf), (np.nan, 1.0)])
+def test_a_range_that_is_none_is_refused(bounds: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="metrics: expected a lowest below a highest value"):
+        Codec(1, 1.0, metrics=(bounds,))
+
+
+def test_an_update_may_be_cut_entry_by_entry() -> None:
+    codec = Codec(3, 0.5, norm="max", bits=24)
+    mean, _ = codec.decode(codec.encode(np.array([4.0, 0.25, -0.75])), 1)
+    np.testing.assert_allclose(mean, [0.5, 0.25, -0.5], atol=codec.error(1, 1))
+    with pytest.raises(ValueError, match="norm: expected 'l2' or 'max', got 'l1'"):
+        Codec(3, 0.5, norm="l1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        codec.encode(np.array([np.nan, 0.0, 0.0]))

@@ -44,14 +44,18 @@ def test_entries_are_rounded_independently() -> None:
     np.testing.assert_allclose(pairs, 0.25, atol=0.015)
 
 
-def test_the_probability_uses_the_high_bits_of_eight_bytes_a_value() -> None:
+def test_the_probability_uses_the_high_bits_of_eight_bytes_a_value_of_the_stream() -> None:
     asked: list[int] = []
 
     def rng(count: int) -> bytes:
         asked.append(count)
-        return b"".join(int(u * 2**64).to_bytes(8, "little") for u in (0.0, 0.25, 0.5, 0.75))
+        return bytes(range(count))
 
-    assert round_stochastically(np.full(4, 10.5), rng).tolist() == [11, 11, 10, 10]
+    values = np.linspace(-3, 3, 40_000)  # longer than what is worked on at a time
+    stream = seeded(b"rounding", bytes(range(32)))(8 * values.size)
+    uniform = np.array([w >> 11 for w in np.frombuffer(stream, "<u8").tolist()]) / 2**53
+    expected = np.floor(values) + (uniform < values - np.floor(values))
+    np.testing.assert_array_equal(round_stochastically(values, rng), expected)
     assert asked == [32]
 
 

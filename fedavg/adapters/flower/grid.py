@@ -12,12 +12,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedavg.adapters.flower.records import (
+    LETTERS,
     RECORD,
     Plan,
     bytes_of,
@@ -92,7 +93,7 @@ class SecAggGrid(Grid):
     ) -> Iterable[Message]:
         """One round with the nodes that the messages address: see the top of the package.
 
-        `timeout`, in seconds, is for the first stage, in which nodes train; None waits for all. Raises
+        `timeout`, in seconds, is for the stage in which nodes work; None waits for all. Raises
         `LocalError` where there can be no such round: unprotected kinds of messages, strategies that need
         single replies, different instructions for different nodes, too few nodes.
         """
@@ -107,11 +108,10 @@ class SecAggGrid(Grid):
         nodes = {name: node for node, name in names.items()}
         name = task(self._context, asked[0])
         number = self._counts[name] = self._counts.get(name, 0) + 1
-        opening = Opening(settings, number, sorted(nodes))
-        plan, hashed = Plan.of(asked[0], settings, len(nodes)), hash_instruction(asked[0].content)
-        session = opening.session(name, self._roster, plan.codec.length, plan.codec.bound, hashed)
-        first = RecordDict({**asked[0].content, RECORD: ConfigRecord({"opening": opening.to_bytes()})})
-        result = self._run(session, nodes, first, asked[0], timeout, settings.timeout, faults)
+        plan = Plan.of(category(asked[0]), asked[0].content, settings, len(nodes))
+        hashed = hash_instruction(asked[0].content)
+        opening = Opening(settings, number, sorted(nodes), plan.codec.length, plan.codec.bound, hashed)
+        result = self._run(opening, opening.session(name, self._roster), nodes, asked[0], timeout, faults)
         replies = _replies(result, asked, names, plan, faults)
         said = {names.get(node, str(node)): str(error.reason) for node, error in faults.items()}
         done = (
@@ -127,15 +127,20 @@ class SecAggGrid(Grid):
         return Settings.of(self._context.run_config, **self._defaults)
 
     def _run(
-        self, session: Session, nodes: Mapping[str, int], first: RecordDict, like: Message,
-        timeout: float | None, stage_timeout: float, faults: dict[int, Error],
+        self, opening: Opening, session: Session, nodes: Mapping[str, int], asked: Message,
+        timeout: float | None, faults: dict[int, Error],
     ) -> Aggregate | Aborted:  # fmt: skip
         """Drive the server's machine to its result; `faults` collects what nodes say of themselves."""
         server, names = session.server(), {node: name for name, node in nodes.items()}
-        out = [(node, first) for node in nodes.values()]
+        first = RecordDict({RECORD: ConfigRecord({"opening": opening.to_bytes()})})
+        out = dict.fromkeys(nodes.values(), first)
         while server.result is None:
             stage, outbox = server.stage, []
-            for reply in self._exchange(out, like, timeout):
+            if server.collects:  # nodes work while the protocol waits for their vectors, and not before
+                work: Any = dict(asked.content.items())
+                out = {node: RecordDict(dict(content) | work) for node, content in out.items()}
+            wait = timeout if server.collects else opening.settings.timeout
+            for reply in self._exchange(out, asked, wait):
                 node = reply.metadata.src_node_id
                 try:
                     for envelope in _opened(reply, session, names.get(node)):
@@ -146,9 +151,8 @@ class SecAggGrid(Grid):
             letters: dict[int, list[Envelope]] = {}
             for envelope in outbox:
                 letters.setdefault(nodes[envelope.to], []).append(envelope)
-            out = [(node, RecordDict({RECORD: pack(es)})) for node, es in letters.items()]
-            timeout = stage_timeout
-        for _ in self._exchange(out, like, timeout):  # an abort: those still there forget the round
+            out = {node: RecordDict({LETTERS: pack(es)}) for node, es in letters.items()}
+        for _ in self._exchange(out, asked, opening.settings.timeout):  # an abort: nodes forget the round
             pass
         for name, fault in server.result.dropped.items():
             reason = f"secagg: at {fault.stage}: {fault.cause}"
@@ -156,11 +160,11 @@ class SecAggGrid(Grid):
         return server.result
 
     def _exchange(
-        self, out: Iterable[tuple[int, RecordDict]], like: Message, timeout: float | None
+        self, out: Mapping[int, RecordDict], like: Message, timeout: float | None
     ) -> Iterator[Message]:
         """Send to nodes and yield their replies as they come, until all came or time is up."""
         kind, group = like.metadata.message_type, like.metadata.group_id
-        letters = [Message(content, node, kind, ttl=timeout, group_id=group) for node, content in out]
+        letters = [Message(content, node, kind, ttl=timeout, group_id=group) for node, content in out.items()]
         waiting = set(self._grid.push_messages(letters)) if letters else set()
         del letters
         end = None if timeout is None else time.monotonic() + timeout
@@ -182,7 +186,7 @@ class SecAggGrid(Grid):
         if self._roster is None:
             return {node: str(node) for node in asked}
         who = RecordDict({RECORD: ConfigRecord({"who": True})})
-        unknown = [(node, who) for node in asked if node not in self._names]
+        unknown = {node: who for node in asked if node not in self._names}
         for reply in self._exchange(unknown, like, settings.timeout):
             node = reply.metadata.src_node_id
             try:
@@ -264,8 +268,8 @@ def _opened(reply: Message, session: Session, name: str | None) -> list[Envelope
     if reply.has_error():
         raise _Failed(reply.error)
     try:
-        record = reply.content.get(RECORD)
-        if not isinstance(record, ArrayRecord):
+        record = reply.content.array_records.get(LETTERS)
+        if record is None:
             raise RemoteError("it answered without protection: is secagg_mod attached to its function?")
         envelopes = unpack(record, session)
         if any(envelope.sender != name for envelope in envelopes):

@@ -9,23 +9,25 @@ one, the state of a session is as safe as the place where the SuperNode keeps it
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 
 from fedavg.adapters.flower.records import (
+    LETTERS,
     RECORD,
     Plan,
     bytes_of,
     category,
     claim,
     hash_instruction,
-    int_of,
+    instruction_in,
     pack,
     task,
     unpack,
@@ -34,7 +36,6 @@ from fedavg.adapters.opening import Opening, Settings, Site
 from protocols.errors import Aborted, RemoteError
 from protocols.journal import MemoryJournal
 from protocols.machine import ClientMachine, Input, Received, Started, machine_id
-from protocols.wire import Envelope
 from secagg.randomness import system
 
 _log = logging.getLogger("flwr.secagg")
@@ -56,12 +57,12 @@ def secagg_mod(message: Message, context: Context, call_next: ClientAppCallable)
     every kind of message. What the app says when it fails goes to the node's own log, not to the server.
     """
 
-    def contribute(plan: Plan, settings: Settings) -> NDArray[Any]:
-        message.content = RecordDict({n: r for n, r in message.content.items() if n != RECORD})
-        return _contribution(lambda: call_next(message, context), plan, settings)
+    def work() -> RecordDict:
+        message.content = instruction_in(message.content)
+        return _replied(call_next(message, context))
 
     try:
-        return Message(_take_part(message, context, contribute), reply_to=message)
+        return Message(_take_part(message, context, work), reply_to=message)
     except _Refused as refused:
         code, reason = refused.code, str(refused)
     except (RemoteError, ValueError) as error:  # `LocalError` is a ValueError
@@ -71,90 +72,97 @@ def secagg_mod(message: Message, context: Context, call_next: ClientAppCallable)
     return Message(Error(code, f"secagg: {reason}"), reply_to=message)
 
 
-def _contribution(run: Callable[[], Message], plan: Plan, settings: Settings) -> NDArray[Any]:
-    """Run the app; its reply as integers. What fails here may tell what is private."""
-    try:
-        reply = run()
-    except Exception as error:
-        _log.exception("secagg: the app failed; the server is told no more than its kind")
-        reason = f"the app raised {type(error).__name__}; the node's own log says more"
-        raise _Refused(reason, ErrorCode.CLIENT_APP_RAISED_EXCEPTION) from None
+def _replied(reply: Message) -> RecordDict:
+    """What the app replied, unless that it failed."""
     if reply.has_error():  # of a mod further in, say
         raise _Refused(str(reply.error.reason), reply.error.code)
     for name, record in reply.content.config_records.items():  # the legacy API's way to say the same
         if name.endswith("res.status") and record.get("code"):
             raise _Refused("the app says that it failed")
-    try:
-        return plan.encode(reply.content, settings.weight_key)
-    except (ValueError, RemoteError) as error:
-        _log.error("secagg: the app's reply cannot be sent: %s", error)
-        raise _Refused("the app's reply cannot be sent; the node's own log says why") from None
+    return reply.content
 
 
-def _take_part(
-    message: Message, context: Context, contribute: Callable[[Plan, Settings], NDArray[Any]]
-) -> RecordDict:
+def _take_part(message: Message, context: Context, work: Callable[[], RecordDict]) -> RecordDict:
     """One message of a round: the first, which opens it, or one of those that follow."""
-    ours = message.content.get(RECORD)
-    if category(message) not in ("train", "evaluate") or not isinstance(ours, (ConfigRecord, ArrayRecord)):
+    content = message.content
+    ours, letters = content.config_records.get(RECORD), content.array_records.get(LETTERS)
+    if category(message) not in ("train", "evaluate") or (ours is None and letters is None):
         raise _Refused(
             f"a {message.metadata.message_type} message without protection is refused: send it by SecAggGrid"
         )
     kept = context.state.config_records.get(RECORD, ConfigRecord())
     journal = bytes_of(kept, "journal") if "journal" in kept else None
     site = Site.of(context.node_config, str(context.node_id), journal)
-    if isinstance(ours, ArrayRecord):
-        return _go_on(ours, context, site, task(context, message), kept)
-    if "who" in ours:
+    if ours is not None and "who" in ours:
         signature = site.identity.sign(claim(context.run_id, context.node_id))
         return RecordDict({RECORD: ConfigRecord({"name": site.name, "signature": signature})})
-    _erase(context)  # a round that was never finished
-    opening = Opening.from_bytes_checked(bytes_of(ours, "opening"))
-    _compare(opening.settings, context.run_config)
-    plan = Plan.of(message, opening.settings, len(opening.cohort))
-    length, bound, hashed = plan.codec.length, plan.codec.bound, hash_instruction(message.content)
-    session = opening.session(task(context, message), site.roster, length, bound, hashed)
-    client = session.client(site.name, site.identity, policy=site.policy, journal=site.journal)
-    vector = contribute(plan, opening.settings)
-    sent = client.handle(Started()) + client.handle(Input(vector))
-    new = ConfigRecord({"opening": opening.to_bytes(), "length": length, "bound": bound, "hash": hashed})
-    return _reply(sent, client, context, site, new)
-
-
-def _go_on(ours: ArrayRecord, context: Context, site: Site, name: str, kept: ConfigRecord) -> RecordDict:
-    if "snapshot" not in kept:
+    if ours is not None:
+        _erase(context)  # a round that was never finished
+        opening = Opening.from_bytes_checked(bytes_of(ours, "opening"))
+        _compare(opening.settings, context.run_config)
+        session = opening.session(task(context, message), site.roster)
+        client = session.client(site.name, site.identity, policy=site.policy, journal=site.journal)
+        sent = client.handle(Started())
+    elif "snapshot" not in kept:
         raise _Refused("nothing is kept of this round: it ended, or never began here")
-    opening = Opening.from_bytes_checked(bytes_of(kept, "opening"))
-    length, bound = int_of(kept, "length"), int_of(kept, "bound")
-    session = opening.session(name, site.roster, length, bound, bytes_of(kept, "hash"))
-    key = site.key or bytes_of(kept, "key")
-    client = session.restore_client(
-        site.name, site.identity, site.journal, snapshot=bytes_of(kept, "snapshot"), key=key,
-        policy=site.policy,
-    )  # fmt: skip
-    sent = [e for received in unpack(ours, session) for e in client.handle(Received(received))]
-    return _reply(sent, client, context, site, kept)
+    else:
+        opening = Opening.from_bytes_checked(bytes_of(kept, "opening"))
+        session = opening.session(task(context, message), site.roster)
+        client = session.restore_client(
+            site.name, site.identity, site.journal, snapshot=bytes_of(kept, "snapshot"),
+            key=site.key or bytes_of(kept, "key"), policy=site.policy,
+        )  # fmt: skip
+        sent = []
+    for envelope in unpack(letters or ArrayRecord(), session):
+        sent += client.handle(Received(envelope))
+    instruction = instruction_in(content)
+    if instruction and client.result is None:
+        sent += client.handle(Input(_vector(category(message), instruction, opening, work)))
+    _keep(client, context, site, opening)
+    return RecordDict({LETTERS: pack(sent)})
 
 
-def _reply(
-    sent: Iterable[Envelope], client: ClientMachine, context: Context, site: Site, kept: ConfigRecord
-) -> RecordDict:
+def _vector(
+    kind: str, instruction: RecordDict, opening: Opening, work: Callable[[], RecordDict]
+) -> NDArray[np.int64]:
+    """Do what the instruction says; the reply as integers. What fails in here may tell what is private."""
+    if hash_instruction(instruction) != opening.instruction:
+        raise _Refused("the instruction is not the one that the round was opened for")
+    plan = Plan.of(kind, instruction, opening.settings, len(opening.cohort))
+    if (plan.codec.length, plan.codec.bound) != (opening.length, opening.bound):
+        raise _Refused("the instruction does not fit the round that was opened for it")
+    try:
+        reply = work()
+    except _Refused:
+        raise
+    except Exception as error:
+        _log.exception("secagg: the app failed; the server is told no more than its kind")
+        reason = f"the app raised {type(error).__name__}; the node's own log says more"
+        raise _Refused(reason, ErrorCode.CLIENT_APP_RAISED_EXCEPTION) from None
+    try:
+        return plan.encode(reply, opening.settings.weight_key)
+    except (ValueError, RemoteError) as error:
+        _log.error("secagg: the app's reply cannot be sent: %s", error)
+        raise _Refused("the app's reply cannot be sent; the node's own log says why") from None
+
+
+def _keep(client: ClientMachine, context: Context, site: Site, opening: Opening) -> None:
     """Keep the client's state until the next message, or nothing if this was the last."""
-    if client.result is not None:
+    kept = ConfigRecord()
+    if client.result is None:
+        # Without an identity's file there is no place for a key but beside what it opens.
+        key = site.key or system(32)
+        # Flower delivers once or not at all: what was sent need not be kept.
+        kept["opening"], kept["snapshot"] = opening.to_bytes(), client.snapshot(key, outbox=False)
+        if site.key is None:
+            kept["key"] = key
+    else:
         if isinstance(client.result, Aborted):
             _log.warning("secagg: %s", client.result)
         site.journal.erase(machine_id(client.session, client.name))
-        kept = ConfigRecord()
-    else:
-        # Without an identity's file there is no place for a key but beside what it opens.
-        key = site.key or system(32)
-        kept["snapshot"] = client.snapshot(key)
-        if site.key is None:
-            kept["key"] = key
     if isinstance(site.journal, MemoryJournal):
         kept["journal"] = site.journal.dump()
     context.state[RECORD] = kept
-    return RecordDict({RECORD: pack(sent)})
 
 
 def _erase(context: Context) -> None:

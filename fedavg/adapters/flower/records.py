@@ -22,7 +22,10 @@ from secagg.labels import Label, bind, digest
 from secagg.randomness import system
 
 RECORD = "secagg"
-"""The one record of ours in a message or a state."""
+"""Our record in a message (the opening of a round, a question, an answer) and in a state."""
+
+LETTERS = "secagg.letters"
+"""The record of the protocol's envelopes in a message."""
 
 
 def category(message: Message) -> str:
@@ -40,8 +43,13 @@ def claim(run_id: int, node_id: int) -> bytes:
     return bind(Label.NAME, str(run_id).encode(), str(node_id).encode())
 
 
+def instruction_in(content: RecordDict) -> RecordDict:
+    """The records of a message but ours."""
+    return RecordDict({name: r for name, r in content.items() if name not in (RECORD, LETTERS)})
+
+
 def hash_instruction(content: RecordDict) -> bytes:
-    """SHA-256 over all records of an instruction but ours, in order: 32 bytes.
+    """SHA-256 over all records of an instruction, in order: 32 bytes.
 
     The whole of it, not only the model: were one node told a learning rate and all others 0, the sum would
     be that node's update.
@@ -49,8 +57,6 @@ def hash_instruction(content: RecordDict) -> bytes:
     parts = []
     for name, record in content.items():
         kind = type(record).__name__
-        if name == RECORD:
-            continue
         if isinstance(record, ArrayRecord):
             parts.append(msgspec.msgpack.encode((name, kind, len(record))))
             for key, a in record.items():
@@ -66,7 +72,7 @@ def hash_instruction(content: RecordDict) -> bytes:
 def pack(envelopes: Iterable[Envelope]) -> ArrayRecord:
     """Envelopes as arrays of bytes, which Flower sends in chunks however long they are."""
     packed = (to_bytes(e) for e in envelopes)
-    return ArrayRecord({str(i): Array("uint8", (len(d),), RECORD, d) for i, d in enumerate(packed)})
+    return ArrayRecord({str(i): Array("uint8", (len(d),), LETTERS, d) for i, d in enumerate(packed)})
 
 
 def unpack(record: ArrayRecord, session: Session) -> list[Envelope]:
@@ -79,14 +85,6 @@ def bytes_of(record: ConfigRecord, key: str) -> bytes:
     value = record.get(key)
     if not isinstance(value, bytes):
         raise RemoteError(f"{key}: expected bytes")
-    return value
-
-
-def int_of(record: ConfigRecord, key: str) -> int:
-    """A value that must be an integer; else `RemoteError`."""
-    value = record.get(key)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise RemoteError(f"{key}: expected an integer")
     return value
 
 
@@ -109,12 +107,12 @@ class Plan:
     codec: Codec
 
     @classmethod
-    def of(cls, message: Message, settings: Settings, cohort: int) -> Plan:
-        """The plan for an instruction to `cohort` nodes. Raises `LocalError` if it cannot be carried out."""
-        if category(message) == "evaluate":
+    def of(cls, kind: str, instruction: RecordDict, settings: Settings, cohort: int) -> Plan:
+        """The plan for `cohort` nodes to "train" or "evaluate". Raises `LocalError` if there can be none."""
+        if kind == "evaluate":
             metrics = ranges(settings.evaluate_metrics)
             return cls("", (), (), Layout((), ()), metrics, settings.codec(0, metrics, cohort))
-        records = message.content.array_records
+        records = instruction.array_records
         if len(records) != 1:
             raise LocalError(f"instruction: expected one ArrayRecord to train on, got {len(records)}")
         ((name, record),) = records.items()
