@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from fedavg.datasets import CLASSIFICATION, Dataset
 from fedavg.models import MLP, LinearRegression, LogisticRegression, Model
+from fedavg.moments import Moments, moments
 from fedavg.params import Arrays, Floats
 from fedavg.partition import Partition
 from fedavg.round import Dropouts, PlainSum, SecureSum
 from fedavg.server import FedAvg, Hospitals, Round
-from fedavg.statistics import Moments, moments
 from protocols.errors import Aborted
 
 TEST_SHARE = 0.25

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedavg.moments import Moments, moments
 from fedavg.round import PlainSum, SecureSum
-from fedavg.statistics import Moments, moments
 from protocols.errors import Aborted
 from protocols.machine import Aggregate
 
