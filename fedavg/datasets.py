@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedavg.params import Floats
+from fedavg.table import read_lines
 
 CLASSIFICATION, REGRESSION = "classification", "regression"
 _MANY = 20  # a numeric label with more distinct values than this is a quantity, not a class
@@ -79,24 +79,10 @@ def from_csv(path: str | Path, label: str, group: str | None = None, ignore: Col
     `ValueError` naming file, line and column for anything that cannot be used.
     """
     path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            body = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read as CSV: {error}") from None
-    if not body:
-        raise ValueError(f"{path}: expected a header and at least one record")
-    twice = [name for name in header if header.count(name) > 1]
-    if twice:
-        raise ValueError(f"{path}: the column {twice[0]!r} occurs twice in the header")
+    header, body = read_lines(path)
     for wanted in (label, group, *ignore):
         if wanted is not None and wanted not in header:
             raise ValueError(f"{path}: no column {wanted!r}; the columns are {', '.join(header)}")
-    for line, row in body:
-        if len(row) != len(header):
-            raise ValueError(f"{path}, line {line}: expected {len(header)} fields, got {len(row)}")
     kept = [i for i, name in enumerate(header) if name not in (label, group, *ignore)]
     if not kept:
         raise ValueError(f"{path}: no column is left for features")
