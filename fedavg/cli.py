@@ -609,3 +609,72 @@ def _show_roster(roster: dict[str, bytes]) -> None:
     for name in roster:
         click.echo(name)
     click.echo(f"Clients: {len(roster)}. Fingerprint: {fingerprint(roster)}")
+
+
+# ---------------------------------------------------------------------------------------- statistics
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE.csv ...", type=_FILE)
+@click.option("--count", is_flag=True, help="How many records.")
+@click.option("--mean", multiple=True, metavar="COLUMN:LOW:HIGH", help="Mean, values clipped: age:0:120.")
+@click.option(
+    "--variance", multiple=True, metavar="COLUMN:LOW:HIGH", help="Mean, variance and deviation: bmi:10:60."
+)
+@click.option(
+    "--histogram", multiple=True, metavar="COLUMN:LOW:HIGH:BINS", help="Counts in equal bins: age:0:120:12."
+)
+@click.option("--quantiles", multiple=True, metavar="COLUMN:LOW:HIGH", help="Quartiles: age:0:120.")
+@click.option(
+    "--bins", default=64, show_default=True, type=click.IntRange(1, 2**16 - 1),
+    help="Of the histogram behind quartiles: more are finer, fewer hide less.",
+)  # fmt: skip
+@click.option(
+    "--contingency", multiple=True, nargs=2, metavar="COLUMN=VALUE,... COLUMN=VALUE,...",
+    help="Counts by two columns: sex=f,m stage=1,2,3. Other values count as (other).",
+)  # fmt: skip
+@click.option("--where", metavar="COLUMN=VALUE", help="Only records with this value: ward=3.")
+@click.option(
+    "--min-cell", default=5, show_default=True, type=click.IntRange(1, 2**32 - 1),
+    help="A site sends smaller counts as 0.",
+)  # fmt: skip
+@click.option(
+    "--budget", default=20, show_default=True, type=click.IntRange(0, 2**32 - 1),
+    help="Queries that a site answers.",
+)  # fmt: skip
+@click.option("--max-records", type=click.IntRange(1, 2**32 - 1), help="Public bound on a site's records.")
+@click.option("--json", "json_file", type=_FILE, help="Write the results here.")
+@click.option("--picture", type=_FILE, help="Draw the results here.")
+@_agreement
+def stats(files: tuple[Path, ...], **o: Any) -> None:
+    """Statistics over tables held by three or more sites, each a CSV file, as sums over sites alone.
+
+    Every option for a statistic may be repeated; each is one query, and one session with every key, share
+    and mask real, here with all sites in one process. LOW and HIGH, the bins and the lists of values are
+    public: give them from what is known, not from the data. Empty cells are left out.
+    """
+    with _clear_errors():
+        import msgspec
+
+        from fedavg import cli_stats, pictures
+        from fedavg.round import SecureSum
+        from fedavg.statistics import ask
+
+        _check_writable(o["picture"], o["json_file"])
+        queries = cli_stats.queries(o)
+        sites = cli_stats.sites(files, o["min_cell"], o["budget"])
+        # As all sites are here, their size need not be known before: the next power of two.
+        most = o["max_records"] or 1 << max(len(site.table) for site in sites.values()).bit_length()
+        agreed = {k: o[k] for k in ("protocol", "threat_model", "corrupted", "dropout")} | {"task": "stats"}
+        with _progress() as tell:
+            results = ask(queries, sites, SecureSum(agreed, on_event=tell), most)
+        if o["picture"] is not None:
+            pictures.statistics(results, o["picture"])
+        if o["json_file"] is not None:
+            found = [msgspec.to_builtins(result) for result in results]
+            settings = {"sites": sorted(sites), "min_cell": o["min_cell"], "max_records": most}
+            _write(o["json_file"], {"agreed": agreed, **settings, "results": found})
+        cli_stats.show(results, o["min_cell"])
+        for what, path in (("Picture", "picture"), ("Results", "json_file")):
+            if o[path] is not None:
+                click.echo(f"{what}: {o[path]}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from fedavg.experiment import Outcome, who_dropped
+from fedavg.statistics import Bars, Result, Rows, describe, shown, tabulate
 from protocols.simulator import Simulation
 
 _INK = {"alone": "#b8b8b8", "plain": "#e08214", "secure": "#2166ac", "pooled": "#444444", "drop": "#b2182b"}
@@ -76,6 +79,55 @@ def costs(run: Simulation, path: Path) -> None:
     axes.set_title(title, loc="left", fontsize=10)
     axes.legend(frameon=False)
     _save(figure, path)
+
+
+def statistics(results: Sequence[Result], path: Path) -> None:
+    """Results below each other: histograms as bars, all others as tables."""
+    from matplotlib.figure import Figure
+
+    bars = [result for result in results if isinstance(result, Bars)]
+    tables = tabulate(result for result in results if not isinstance(result, Bars))
+    heights = [0.35 + 0.24 * len(rows) for _, rows in tables] + [3.0] * len(bars)
+    figure = Figure(figsize=(8.0, sum(heights) + 0.4), dpi=110, layout="constrained")
+    panels = figure.subplots(len(heights), height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (title, rows) in zip(panels, tables, strict=False):
+        axes.set_title(title, loc="left", fontsize=10)
+        _numbers(axes, rows)
+    for axes, result in zip(panels[len(tables) :], bars, strict=True):
+        axes.set_title(f"{describe(result.query)} ({result.sites} sites)", loc="left", fontsize=10)
+        _bars(axes, result)
+    _save(figure, path)
+
+
+def _bars(axes: Any, result: Bars) -> None:
+    edges = result.query.edges
+    widths = [b - a for a, b in pairwise(edges)]
+    axes.bar(edges[:-1], result.counts, widths, align="edge", color=_INK["secure"], edgecolor="white")
+    # What is beyond the edges has no width of its own: as wide as its neighbour, in another ink.
+    for left, width, count in (
+        (edges[0] - widths[0], widths[0], result.below),
+        (edges[-1], widths[-1], result.above),
+    ):
+        if count:
+            axes.bar(left, count, width, align="edge", color=_INK["alone"], edgecolor="white")
+            axes.text(left + width / 2, count, "beyond", ha="center", va="bottom", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(result.query.column)
+    axes.set_ylabel("values")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+
+
+def _numbers(axes: Any, rows: Rows) -> None:
+    axes.axis("off")
+    cells = [[shown(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) + 3 for column in zip(*cells, strict=True)]
+    shares = [width / sum(widths) for width in widths]
+    table = axes.table(cells[1:], colLabels=cells[0], colWidths=shares, bbox=(0, 0, 1, 1), edges="horizontal")
+    table.auto_set_font_size(False)
+    table.set_fontsize(9)
+    for (row, column), cell in table.get_celld().items():
+        cell.get_text().set_horizontalalignment("right" if column else "left")
+        cell.set_linewidth(0.8 if row == 0 else 0.2)
 
 
 def _save(figure: Any, path: Path) -> None:

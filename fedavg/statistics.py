@@ -130,14 +130,13 @@ class Quantile(_Ranged, frozen=True):
         at = _floats("at", self.at)
         if not at or not all(0 <= q <= 1 for q in at):
             raise ValueError("at: expected one or more fractions from 0 to 1")
-        _check_integer("bins", self.bins, 1, MAX_CELLS - 1)
         force_setattr(self, "at", at)
-        _numbers("range in so many bins", self.edges)
+        equal_edges(self.low, self.high, self.bins)
 
     @property
     def edges(self) -> tuple[float, ...]:
         """Of the `bins` equal bins."""
-        return tuple(np.linspace(self.low, self.high, self.bins + 1).tolist())
+        return equal_edges(self.low, self.high, self.bins)
 
 
 class Contingency(_Query, frozen=True):
@@ -168,6 +167,13 @@ class Contingency(_Query, frozen=True):
 Query = Count | Mean | Variance | Histogram | Quantile | Contingency
 
 _CODEC: Codec[Query] = Codec(Query)
+
+
+def equal_edges(low: float, high: float, bins: int) -> tuple[float, ...]:
+    """The `bins` + 1 edges of equal bins from `low` to `high`; `ValueError` if there are none."""
+    _check_integer("bins", bins, 1, MAX_CELLS - 1)
+    low, high = _numbers("range", (low, high))
+    return _numbers("range in so many bins", np.linspace(low, high, bins + 1).tolist())
 
 
 def to_bytes(query: Query) -> bytes:
