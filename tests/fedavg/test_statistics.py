@@ -185,6 +185,14 @@ def test_the_error_holds_for_every_range(low: float, high: float) -> None:
     assert abs(Fraction(cuts.values[0]) - sorted(values)[ceil(97 / 2) - 1]) <= Fraction(cuts.error)
 
 
+@pytest.mark.parametrize(("kind", "bits"), [(Mean, 32), (Variance, 21)])
+def test_the_worst_error_is_half_a_step_of_the_grid(kind: type[Mean | Variance], bits: int) -> None:
+    half = 2.0 ** -(bits + 1)
+    found = asked(kind("x", 0, 1), sites_of([half], [half], [half]))
+    assert found.mean == 0
+    assert half <= found.error <= half * 1.001
+
+
 @pytest.mark.parametrize("value", [-3.7, 0.0, 20.0, 1e9])
 def test_a_constant_has_no_deviation(value: float) -> None:
     found = asked(Variance("x", -10, 20), sites_of([value] * 3, [value] * 4, [value]))
@@ -385,7 +393,8 @@ def test_a_query_is_charged_before_its_answer_whatever_comes_of_it() -> None:
     answer(Count(), one, 10)
     with pytest.raises(ValueError, match="expected a finite number"):
         answer(Mean("x", 0, 1), one, 10)
-    answer(Count(), one, 10)
+    with pytest.raises(ValueError, match="no column 'ward'"):
+        answer(Count(where=("ward", "3")), one, 10)
     assert one.budget.left == 0
     with pytest.raises(BudgetSpent, match="3 queries may be answered, and 3 were: none is left"):
         answer(Count(), one, 10)
