@@ -19,6 +19,7 @@ What it does not protect: what the ServerApp sends; what a ClientApp sends by fu
 
 from fedavg.adapters.flower.grid import Round, SecAggGrid
 from fedavg.adapters.flower.mod import secagg_mod
+from fedavg.adapters.flower.statistics import ask, statistics_app
 from fedavg.adapters.flower.workflow import SecAggPlusWorkflow
 
-__all__ = ["Round", "SecAggGrid", "SecAggPlusWorkflow", "secagg_mod"]
+__all__ = ["Round", "SecAggGrid", "SecAggPlusWorkflow", "ask", "secagg_mod", "statistics_app"]

@@ -65,6 +65,14 @@ class Round:
     aborted: Aborted | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """Node -> the name of those that take part; node -> what went wrong with it."""
+
+    names: dict[int, str]
+    faults: dict[int, Error]
+
+
 class SecAggGrid(Grid):
     """A grid whose `send_and_receive` runs a secure aggregation session with the nodes addressed.
 
@@ -102,105 +110,39 @@ class SecAggGrid(Grid):
             return []
         _check_caller()
         _check_alike(asked)
-        settings = self._settings(len(asked))
-        faults: dict[int, Error] = {}
-        names = self._named([m.metadata.dst_node_id for m in asked], asked[0], settings, faults)
-        nodes = {name: node for node, name in names.items()}
-        name = task(self._context, asked[0])
-        number = self._counts[name] = self._counts.get(name, 0) + 1
-        plan = Plan.of(category(asked[0]), asked[0].content, settings, len(nodes))
-        hashed = hash_instruction(asked[0].content)
-        opening = Opening(settings, number, sorted(nodes), plan.codec.length, plan.codec.bound, hashed)
-        result = self._run(opening, opening.session(name, self._roster), nodes, asked[0], timeout, faults)
-        replies = _replies(result, asked, names, plan, faults)
-        said = {names.get(node, str(node)): str(error.reason) for node, error in faults.items()}
-        done = (
-            Round(name, number, (), said, result)
-            if isinstance(result, Aborted)
-            else Round(name, number, result.included, said)
-        )
-        self.rounds.append(done)
-        _tell(done, len(asked))
-        return replies
+        settings = self.settings(len(asked))
+        cohort = self.gather([m.metadata.dst_node_id for m in asked], asked[0], settings)
+        plan = Plan.of(category(asked[0]), asked[0].content, settings, len(cohort.names))
+        result = self.sum(asked[0], cohort, settings, plan.codec.length, plan.codec.bound, timeout)
+        return _replies(result, asked, cohort, plan)
 
-    def _settings(self, cohort: int) -> Settings:
+    def settings(self, cohort: int) -> Settings:
+        """The settings for a round of so many nodes."""
         return Settings.of(self._context.run_config, **self._defaults)
 
-    def _run(
-        self, opening: Opening, session: Session, nodes: Mapping[str, int], asked: Message,
-        timeout: float | None, faults: dict[int, Error],
-    ) -> Aggregate | Aborted:  # fmt: skip
-        """Drive the server's machine to its result; `faults` collects what nodes say of themselves."""
-        server, names = session.server(), {node: name for name, node in nodes.items()}
-        first = RecordDict({RECORD: ConfigRecord({"opening": opening.to_bytes()})})
-        out = dict.fromkeys(nodes.values(), first)
-        while server.result is None:
-            stage, outbox = server.stage, []
-            if server.collects:  # nodes work while the protocol waits for their vectors, and not before
-                work: Any = dict(asked.content.items())
-                out = {node: RecordDict(dict(content) | work) for node, content in out.items()}
-            wait = timeout if server.collects else opening.settings.timeout
-            for reply in self._exchange(out, asked, wait):
-                node = reply.metadata.src_node_id
-                try:
-                    for envelope in _opened(reply, session, names.get(node)):
-                        outbox += server.handle(Received(envelope))
-                except _Failed as failed:
-                    faults[node] = failed.error
-            outbox += server.handle(StageClosed(stage))
-            letters: dict[int, list[Envelope]] = {}
-            for envelope in outbox:
-                letters.setdefault(nodes[envelope.to], []).append(envelope)
-            out = {node: RecordDict({LETTERS: pack(es)}) for node, es in letters.items()}
-        for _ in self._exchange(out, asked, opening.settings.timeout):  # an abort: nodes forget the round
-            pass
-        for name, fault in server.result.dropped.items():
-            reason = f"secagg: at {fault.stage}: {fault.cause}"
-            faults.setdefault(nodes[name], Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
-        return server.result
-
-    def _exchange(
-        self, out: Mapping[int, RecordDict], like: Message, timeout: float | None
-    ) -> Iterator[Message]:
-        """Send to nodes and yield their replies as they come, until all came or time is up."""
-        kind, group = like.metadata.message_type, like.metadata.group_id
-        letters = [Message(content, node, kind, ttl=timeout, group_id=group) for node, content in out.items()]
-        waiting = set(self._grid.push_messages(letters)) if letters else set()
-        del letters
-        end = None if timeout is None else time.monotonic() + timeout
-        pause = _FIRST_PAUSE
-        while waiting:
-            came = list(self._grid.pull_messages(waiting))
-            waiting -= {reply.metadata.reply_to_message_id for reply in came}
-            yield from came
-            left = _LONGEST_PAUSE if end is None else end - time.monotonic()
-            if not waiting or left <= 0:
-                return
-            pause = _FIRST_PAUSE if came else min(2 * pause, _LONGEST_PAUSE)
-            time.sleep(min(pause, left))
-
-    def _named(
-        self, asked: list[int], like: Message, settings: Settings, faults: dict[int, Error]
-    ) -> dict[int, str]:
-        """Node -> name: what it claims and proves to be, or without a roster its number."""
+    def gather(self, asked: list[int], like: Message, settings: Settings) -> Cohort:
+        """Who of these nodes takes part, and by what name: what it proves to be, or its number."""
+        cohort = Cohort({}, {})
         if self._roster is None:
-            return {node: str(node) for node in asked}
+            cohort.names.update((node, str(node)) for node in asked)
+            return cohort
         who = RecordDict({RECORD: ConfigRecord({"who": True})})
         unknown = {node: who for node in asked if node not in self._names}
-        for reply in self._exchange(unknown, like, settings.timeout):
-            node = reply.metadata.src_node_id
+        for node, reply in self._exchange(unknown, like, settings.timeout):
             try:
                 name = self._proved(reply, node)
             except _Failed as failed:
-                faults[node] = failed.error
+                cohort.faults[node] = failed.error
                 continue
             # A node that came back has a new number: the newest that proves the name is the one.
             self._names = {n: known for n, known in self._names.items() if known != name} | {node: name}
         for node in asked:
-            if node not in self._names:
+            if node in self._names:
+                cohort.names[node] = self._names[node]
+            else:
                 silent = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "secagg: it did not say who it is")
-                faults.setdefault(node, silent)
-        return {node: self._names[node] for node in asked if node in self._names}
+                cohort.faults.setdefault(node, silent)
+        return cohort
 
     def _proved(self, reply: Message, node: int) -> str:
         assert self._roster is not None
@@ -215,6 +157,89 @@ class SecAggGrid(Grid):
         except (Invalid, RemoteError) as error:
             raise _Failed(_refusal(error)) from None
         return name
+
+    def sum(
+        self, like: Message, cohort: Cohort, settings: Settings, length: int, bound: int,
+        timeout: float | None,
+    ) -> Aggregate | Aborted:  # fmt: skip
+        """The sum of what the cohort makes of the instruction in `like`: `length` entries below `bound`.
+
+        Adds to the cohort's faults, and to `rounds`.
+        """
+        name = task(self._context, like)
+        number = self._counts[name] = self._counts.get(name, 0) + 1
+        names = sorted(cohort.names.values())
+        opening = Opening(settings, number, names, length, bound, hash_instruction(like.content))
+        result = self._run(opening, opening.session(name, self._roster), cohort, like, timeout)
+        for node, known in cohort.names.items():
+            if known in result.dropped:
+                fault = result.dropped[known]
+                reason = f"secagg: at {fault.stage}: {fault.cause}"
+                cohort.faults.setdefault(node, Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
+        said = {cohort.names.get(node, str(node)): str(e.reason) for node, e in cohort.faults.items()}
+        if isinstance(result, Aborted):
+            self.rounds.append(Round(name, number, (), said, result))
+        else:
+            without = {known: reason for known, reason in said.items() if known not in result.included}
+            self.rounds.append(Round(name, number, result.included, without))
+        _tell(self.rounds[-1])
+        return result
+
+    def _run(
+        self, opening: Opening, session: Session, cohort: Cohort, like: Message, timeout: float | None
+    ) -> Aggregate | Aborted:
+        """Drive the server's machine to its result."""
+        server, nodes = session.server(), {name: node for node, name in cohort.names.items()}
+        first = RecordDict({RECORD: ConfigRecord({"opening": opening.to_bytes()})})
+        out = dict.fromkeys(nodes.values(), first)
+        while server.result is None:
+            stage, outbox = server.stage, []
+            if server.collects:  # nodes work while the protocol waits for their vectors, and not before
+                work: Any = dict(like.content.items())
+                out = {node: RecordDict(dict(content) | work) for node, content in out.items()}
+            wait = timeout if server.collects else opening.settings.timeout
+            for node, reply in self._exchange(out, like, wait):
+                try:
+                    for envelope in _opened(reply, session, cohort.names[node]):
+                        outbox += server.handle(Received(envelope))
+                except _Failed as failed:
+                    cohort.faults[node] = failed.error
+            outbox += server.handle(StageClosed(stage))
+            letters: dict[int, list[Envelope]] = {}
+            for envelope in outbox:
+                letters.setdefault(nodes[envelope.to], []).append(envelope)
+            out = {node: RecordDict({LETTERS: pack(es)}) for node, es in letters.items()}
+        for _ in self._exchange(out, like, opening.settings.timeout):  # an abort: nodes forget the round
+            pass
+        return server.result
+
+    def _exchange(
+        self, out: Mapping[int, RecordDict], like: Message, timeout: float | None
+    ) -> Iterator[tuple[int, Message]]:
+        """Send to nodes and yield (node, reply) as they come, until all came or time is up."""
+        kind, group = like.metadata.message_type, like.metadata.group_id
+        letters = [Message(content, node, kind, ttl=timeout, group_id=group) for node, content in out.items()]
+        waiting: dict[str, int] = {}
+        if letters:
+            # What could not be sent has no id in what this returns, but each message bears its own.
+            sent = set(self._grid.push_messages(letters))
+            ids = {m.metadata.message_id: m.metadata.dst_node_id for m in letters}
+            waiting = {i: node for i, node in ids.items() if i in sent}
+        del letters
+        end = None if timeout is None else time.monotonic() + timeout
+        pause = _FIRST_PAUSE
+        while waiting:
+            came = list(self._grid.pull_messages(set(waiting)))
+            for reply in came:
+                # Flower's own errors bear the SuperLink's number: what was answered tells whose they are.
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:
+                    yield node, reply
+            left = _LONGEST_PAUSE if end is None else end - time.monotonic()
+            if not waiting or left <= 0:
+                return
+            pause = _FIRST_PAUSE if came else min(2 * pause, _LONGEST_PAUSE)
+            time.sleep(min(pause, left))
 
     # What else a grid can do. What is pushed one by one would be answered one by one: refused.
 
@@ -279,36 +304,32 @@ def _opened(reply: Message, session: Session, name: str | None) -> list[Envelope
     return envelopes
 
 
-def _replies(
-    result: Aggregate | Aborted, asked: list[Message], names: Mapping[int, str], plan: Plan,
-    faults: dict[int, Error],
-) -> list[Message]:  # fmt: skip
+def _replies(result: Aggregate | Aborted, asked: list[Message], cohort: Cohort, plan: Plan) -> list[Message]:
     """What the strategy gets: the mean for each node in the sum, an error for each other."""
     if isinstance(result, Aborted):
         none = _refusal(RemoteError(f"no sum in this round, the model stays as it was: {result}"))
-        return [Message(faults.setdefault(m.metadata.dst_node_id, none), reply_to=m) for m in asked]
+        return [Message(cohort.faults.get(m.metadata.dst_node_id, none), reply_to=m) for m in asked]
     arrays, metrics, weights = plan.decode(result)
     content = plan.reply(asked[0].content, arrays, metrics, weights / len(result.included))
     replies, included = [], set(result.included)
     for m in asked:
         node = m.metadata.dst_node_id
-        if names.get(node) in included:
-            faults.pop(node, None)  # its vector is in the sum, whatever happened to it afterwards
+        if cohort.names.get(node) in included:  # whatever happened to it afterwards
             # Strategies empty or replace records of a reply: each has its own, the arrays are shared.
             records: Any = content.items()
             own = RecordDict({name: type(record)(dict(record)) for name, record in records})
             replies.append(Message(own, reply_to=m))
         else:
-            replies.append(Message(faults[node], reply_to=m))
+            replies.append(Message(cohort.faults[node], reply_to=m))
     return replies
 
 
-def _tell(done: Round, asked: int) -> None:
+def _tell(done: Round) -> None:
     what = (done.number, done.task)
     if done.aborted is not None:
         _log.warning("secagg: round %d of %s: %s", *what, done.aborted)
     else:
-        _log.info("secagg: round %d of %s: the sum of %d of %d", *what, len(done.included), asked)
+        _log.info("secagg: round %d of %s: the sum of %d nodes", *what, len(done.included))
     for name, reason in done.dropped.items():
         _log.warning("secagg: without %s: %s", name, reason)
 

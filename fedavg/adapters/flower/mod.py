@@ -41,12 +41,16 @@ from secagg.randomness import system
 _log = logging.getLogger("flwr.secagg")
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """This node answers with an error, whose text the server may read."""
 
     def __init__(self, reason: str, code: int = ErrorCode.MOD_FAILED_PRECONDITION) -> None:
         super().__init__(reason)
         self.code = code
+
+
+Make = Callable[[RecordDict, Opening], NDArray[np.int64]]
+"""What a node does with an instruction once the protocol is ready for its vector."""
 
 
 def secagg_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -56,14 +60,23 @@ def secagg_mod(message: Message, context: Context, call_next: ClientAppCallable)
     `@app.evaluate`; or `ClientApp(client_fn, mods=[secagg_mod])` in the legacy API, where it stands before
     every kind of message. What the app says when it fails goes to the node's own log, not to the server.
     """
+    kind = category(message)
 
-    def work() -> RecordDict:
-        message.content = instruction_in(message.content)
-        return _replied(call_next(message, context))
+    def make(instruction: RecordDict, opening: Opening) -> NDArray[np.int64]:
+        plan = Plan.of(kind, instruction, opening.settings, len(opening.cohort))
+        if (plan.codec.length, plan.codec.bound) != (opening.length, opening.bound):
+            raise Refused("the instruction does not fit the round that was opened for it")
+        message.content = instruction
+        return plan.encode(_replied(call_next(message, context)), opening.settings.weight_key)
 
+    return take_part(message, context, make if kind in ("train", "evaluate") else None)
+
+
+def take_part(message: Message, context: Context, make: Make | None) -> Message:
+    """The reply to one message of a session in which this node takes part; None refuses them all."""
     try:
-        return Message(_take_part(message, context, work), reply_to=message)
-    except _Refused as refused:
+        return Message(_answered(message, context, make), reply_to=message)
+    except Refused as refused:
         code, reason = refused.code, str(refused)
     except (RemoteError, ValueError) as error:  # `LocalError` is a ValueError
         code, reason = ErrorCode.MOD_FAILED_PRECONDITION, str(error)
@@ -75,19 +88,19 @@ def secagg_mod(message: Message, context: Context, call_next: ClientAppCallable)
 def _replied(reply: Message) -> RecordDict:
     """What the app replied, unless that it failed."""
     if reply.has_error():  # of a mod further in, say
-        raise _Refused(str(reply.error.reason), reply.error.code)
+        raise Refused(str(reply.error.reason), reply.error.code)
     for name, record in reply.content.config_records.items():  # the legacy API's way to say the same
         if name.endswith("res.status") and record.get("code"):
-            raise _Refused("the app says that it failed")
+            raise Refused("the app says that it failed")
     return reply.content
 
 
-def _take_part(message: Message, context: Context, work: Callable[[], RecordDict]) -> RecordDict:
+def _answered(message: Message, context: Context, make: Make | None) -> RecordDict:
     """One message of a round: the first, which opens it, or one of those that follow."""
     content = message.content
     ours, letters = content.config_records.get(RECORD), content.array_records.get(LETTERS)
-    if category(message) not in ("train", "evaluate") or (ours is None and letters is None):
-        raise _Refused(
+    if make is None or (ours is None and letters is None):
+        raise Refused(
             f"a {message.metadata.message_type} message without protection is refused: send it by SecAggGrid"
         )
     kept = context.state.config_records.get(RECORD, ConfigRecord())
@@ -104,7 +117,7 @@ def _take_part(message: Message, context: Context, work: Callable[[], RecordDict
         client = session.client(site.name, site.identity, policy=site.policy, journal=site.journal)
         sent = client.handle(Started())
     elif "snapshot" not in kept:
-        raise _Refused("nothing is kept of this round: it ended, or never began here")
+        raise Refused("nothing is kept of this round: it ended, or never began here")
     else:
         opening = Opening.from_bytes_checked(bytes_of(kept, "opening"))
         session = opening.session(task(context, message), site.roster)
@@ -117,33 +130,25 @@ def _take_part(message: Message, context: Context, work: Callable[[], RecordDict
         sent += client.handle(Received(envelope))
     instruction = instruction_in(content)
     if instruction and client.result is None:
-        sent += client.handle(Input(_vector(category(message), instruction, opening, work)))
+        sent += client.handle(Input(_vector(instruction, opening, make)))
     _keep(client, context, site, opening)
     return RecordDict({LETTERS: pack(sent)})
 
 
-def _vector(
-    kind: str, instruction: RecordDict, opening: Opening, work: Callable[[], RecordDict]
-) -> NDArray[np.int64]:
-    """Do what the instruction says; the reply as integers. What fails in here may tell what is private."""
+def _vector(instruction: RecordDict, opening: Opening, make: Make) -> NDArray[np.int64]:
+    """Do what the instruction says. What fails in there may tell what is private: the log has it."""
     if hash_instruction(instruction) != opening.instruction:
-        raise _Refused("the instruction is not the one that the round was opened for")
-    plan = Plan.of(kind, instruction, opening.settings, len(opening.cohort))
-    if (plan.codec.length, plan.codec.bound) != (opening.length, opening.bound):
-        raise _Refused("the instruction does not fit the round that was opened for it")
+        raise Refused("the instruction is not the one that the round was opened for")
     try:
-        reply = work()
-    except _Refused:
+        return make(instruction, opening)
+    except Refused:
         raise
     except Exception as error:
-        _log.exception("secagg: the app failed; the server is told no more than its kind")
-        reason = f"the app raised {type(error).__name__}; the node's own log says more"
-        raise _Refused(reason, ErrorCode.CLIENT_APP_RAISED_EXCEPTION) from None
-    try:
-        return plan.encode(reply, opening.settings.weight_key)
-    except (ValueError, RemoteError) as error:
-        _log.error("secagg: the app's reply cannot be sent: %s", error)
-        raise _Refused("the app's reply cannot be sent; the node's own log says why") from None
+        _log.exception(
+            "secagg: this node has nothing to send; the server is told no more than the kind of error"
+        )
+        reason = f"it has nothing to send ({type(error).__name__}); its own log says why"
+        raise Refused(reason, ErrorCode.CLIENT_APP_RAISED_EXCEPTION) from None
 
 
 def _keep(client: ClientMachine, context: Context, site: Site, opening: Opening) -> None:
@@ -179,4 +184,4 @@ def _compare(settings: Settings, run_config: Mapping[str, Any]) -> None:
     own = Settings.of(run_config, **msgspec.to_builtins(settings))
     names = [f for f in settings.__struct_fields__ if getattr(own, f) != getattr(settings, f)]
     if names:
-        raise _Refused(f"the server's settings differ from this node's run_config: {', '.join(names)}")
+        raise Refused(f"the server's settings differ from this node's run_config: {', '.join(names)}")

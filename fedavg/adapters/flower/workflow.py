@@ -95,8 +95,8 @@ class _WorkflowGrid(SecAggGrid):
     ) -> Iterable[Message]:
         return super().send_and_receive(messages, timeout=self.wanted[2] if timeout is None else timeout)
 
-    def _settings(self, cohort: int) -> Settings:
-        found = super()._settings(cohort)
+    def settings(self, cohort: int) -> Settings:
+        found = super().settings(cohort)
         shares, threshold, _ = self.wanted
         shares = round(shares * cohort) if isinstance(shares, float) or shares == 1 else shares
         threshold = round(threshold * shares) if isinstance(threshold, float) or threshold == 1 else threshold
