@@ -144,9 +144,7 @@ def _vector(instruction: RecordDict, opening: Opening, make: Make) -> NDArray[np
     except Refused:
         raise
     except Exception as error:
-        _log.exception(
-            "secagg: this node has nothing to send; the server is told no more than the kind of error"
-        )
+        _log.exception("secagg: nothing to send; the server is told no more than the kind of error")
         reason = f"it has nothing to send ({type(error).__name__}); its own log says why"
         raise Refused(reason, ErrorCode.CLIENT_APP_RAISED_EXCEPTION) from None
 

@@ -1,0 +1,68 @@
+"""Five hospitals with identities of their own, a server that none of them trusts, and a power cut.
+
+    python examples/flower/deploy.py FOLDER
+
+Writes each hospital's table, its identity (`secagg keygen`) and the roster (`secagg roster`) into FOLDER;
+starts a SuperLink and five SuperNodes, each a process of its own, with TLS and authentication of nodes;
+trains in the malicious model; kills one hospital's node in the middle of a round; then asks those that are
+left for statistics. All of it runs on this machine, in a few minutes, and is ended with the script.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from deployment import Deployment
+from hospitals import NAMES, write
+
+HERE = Path(__file__).parent
+AGREED = {"secagg-threat-model": "malicious", "secagg-timeout": 25.0}
+
+
+def prepare(folder):
+    """Tables, identities and the roster of five hospitals; what each one's node must know."""
+    tables = write(folder, 5)
+    secagg = Path(sys.executable).with_name("secagg")
+    names = NAMES[:5]
+    subprocess.run([secagg, "keygen", *names, "--out", folder], check=True)
+    publics = [folder / f"{name}.pub" for name in names]
+    subprocess.run([secagg, "roster", *publics, "--out", folder / "roster.json"], check=True)
+    return [
+        {
+            "secagg-identity": str(folder / f"{name}.key"),
+            "secagg-roster": str(folder / "roster.json"),
+            "secagg-table": str(table),
+        }
+        for name, table in zip(names, tables, strict=True)
+    ]
+
+
+def until(federation, run, words):
+    """Wait until the ServerApp's log has these words."""
+    while words not in federation.log(run):
+        if federation.status(run).startswith("finished"):
+            raise SystemExit(federation.log(run))
+        time.sleep(1)
+
+
+def main():
+    folder = Path(sys.argv[1]).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    agreed = AGREED | {"secagg-roster": str(folder / "roster.json")}
+    with Deployment(prepare(folder), folder=folder / "processes") as federation:
+        print("five hospitals are online")
+        model = {"rounds": 2, "model": str(folder / "model.npz")}
+        learning = federation.start(HERE / "learning", agreed | model)
+        until(federation, learning, "/evaluate: the sum of 5 nodes")
+        time.sleep(6)  # in the middle of the second round
+        federation.kill_node(2)
+        print(f"{NAMES[2]} was killed")
+        for run in (federation.wait(learning), federation.run(HERE / "statistics", agreed)):
+            print(run.log)
+            if not run.completed:
+                raise SystemExit(f"{run.status}: {run.details}")
+
+
+if __name__ == "__main__":
+    main()

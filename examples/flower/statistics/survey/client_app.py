@@ -1,0 +1,3 @@
+from fedavg.adapters.flower import statistics_app
+
+app = statistics_app()
