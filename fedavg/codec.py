@@ -86,6 +86,11 @@ class Codec:
         """No entry of a decoded mean is further than this from the mean of the clipped updates."""
         return included * self.step * self.max_weight / weights
 
+    def clips(self, update: Floats) -> bool:
+        """Whether `encode` would change `update`, which is finite, by clipping."""
+        order = None if self.norm == "l2" else np.inf
+        return bool(self.dim) and float(np.linalg.norm(update, order)) > self.clipping_norm
+
     def encode(
         self, update: Floats, weight: int = 1, rng: Rng = system, metrics: Sequence[float] = ()
     ) -> NDArray[np.int64]:

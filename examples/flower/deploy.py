@@ -14,27 +14,26 @@ import time
 from pathlib import Path
 
 from deployment import Deployment
-from hospitals import NAMES, write
 
 HERE = Path(__file__).parent
+NAMES = ("oslo", "pisa", "york", "graz", "lyon")
 AGREED = {"secagg-threat-model": "malicious", "secagg-timeout": 25.0}
 
 
 def prepare(folder):
     """Tables, identities and the roster of five hospitals; what each one's node must know."""
-    tables = write(folder, 5)
+    subprocess.run([sys.executable, HERE.parent / "hospitals.py", folder, "5"], check=True)
     secagg = Path(sys.executable).with_name("secagg")
-    names = NAMES[:5]
-    subprocess.run([secagg, "keygen", *names, "--out", folder], check=True)
-    publics = [folder / f"{name}.pub" for name in names]
+    subprocess.run([secagg, "keygen", *NAMES, "--out", folder], check=True)
+    publics = [folder / f"{name}.pub" for name in NAMES]
     subprocess.run([secagg, "roster", *publics, "--out", folder / "roster.json"], check=True)
     return [
         {
             "secagg-identity": str(folder / f"{name}.key"),
             "secagg-roster": str(folder / "roster.json"),
-            "secagg-table": str(table),
+            "secagg-table": str(folder / f"{name}.csv"),
         }
-        for name, table in zip(names, tables, strict=True)
+        for name in NAMES
     ]
 
 
@@ -44,6 +43,12 @@ def until(federation, run, words):
         if federation.status(run).startswith("finished"):
             raise SystemExit(federation.log(run))
         time.sleep(1)
+
+
+def show(run):
+    print(run.log)
+    if not run.completed:
+        raise SystemExit(f"{run.status}: {run.details}")
 
 
 def main():
@@ -58,10 +63,8 @@ def main():
         time.sleep(6)  # in the middle of the second round
         federation.kill_node(2)
         print(f"{NAMES[2]} was killed")
-        for run in (federation.wait(learning), federation.run(HERE / "statistics", agreed)):
-            print(run.log)
-            if not run.completed:
-                raise SystemExit(f"{run.status}: {run.details}")
+        show(federation.wait(learning))
+        show(federation.run(HERE / "statistics", agreed))
 
 
 if __name__ == "__main__":

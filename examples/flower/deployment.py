@@ -1,6 +1,6 @@
 """A Flower deployment on this machine: one SuperLink, some SuperNodes, TLS and node authentication.
 
-    with Deployment([{"site": "oslo"}, {"site": "pisa"}]) as federation:
+    with Deployment([{"table": "oslo.csv"}, {"table": "pisa.csv"}]) as federation:
         run = federation.run("path/to/app", {"rounds": 3})
     print(run.status, run.log)
 
@@ -36,6 +36,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 Value = str | int | float | bool
 
+_SIMULATED = ("--insecure", "--simulation")
 PATIENCE = 60.0  # seconds for one process to start, or one command to end
 HOST = "127.0.0.1"
 
@@ -57,18 +58,22 @@ class Run:
 class Deployment:
     """One SuperLink and a SuperNode for each entry of `nodes`, whose mapping is its node-config.
 
+    A number instead of nodes is that many virtual ones, in Flower's simulation engine: without TLS, and told
+    apart by `partition-id` in their node-config.
+
     `folder` holds keys, certificates, logs and Flower's homes; a temporary one, removed at the end,
     where none is given. `env` is added to the environment of all processes.
     """
 
     def __init__(
         self,
-        nodes: Sequence[Mapping[str, Value]],
+        nodes: Sequence[Mapping[str, Value]] | int,
         *,
         folder: str | Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        self.nodes = [dict(node) for node in nodes]
+        self._virtual = nodes if isinstance(nodes, int) else 0
+        self.nodes = [] if isinstance(nodes, int) else [dict(node) for node in nodes]
         self._folder = folder
         self._extra = dict(env or {})
         self._roots: list[subprocess.Popen[bytes]] = []
@@ -96,6 +101,13 @@ class Deployment:
     def start(self, app: str | Path, config: Mapping[str, Value] | None = None) -> str:
         """Start an app's folder; the run's id."""
         overrides = ["--run-config", _pairs(config)] if config else []
+        if self._virtual:
+            engine = {
+                "num-supernodes": self._virtual,
+                "client-resources-num-cpus": 1,
+                "init-args-num-cpus": 2,
+            }
+            overrides += ["--federation-config", _pairs(engine)]
         started = self._flwr("run", str(app), "here", "--format", "json", *overrides)
         return str(started["run-id"])
 
@@ -145,19 +157,20 @@ class Deployment:
             "PYTHONUNBUFFERED": "1",
             **self._extra,
         }
-        ca, certificate, key = _certify(self.folder)
         port, *node_ports = _free_ports(1 + len(self.nodes))
         address = f"{HOST}:{port}"
+        if self._virtual:
+            self._spawn("superlink", "flower-superlink", "--host", HOST, "--port", str(port), *_SIMULATED)
+            self._connect(address, "insecure = true")
+            self._until_listening(port)
+            return
+        ca, certificate, key = _certify(self.folder)
         self._spawn(
             "superlink", "flower-superlink", "--host", HOST, "--port", str(port),
             "--ssl-ca-certfile", str(ca), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key),
             "--enable-supernode-auth",
         )  # fmt: skip
-        _write(
-            self._home("cli") / "config.toml",
-            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{address}"\n'
-            f"root-certificates = {json.dumps(str(ca))}\n",
-        )
+        self._connect(address, f"root-certificates = {json.dumps(str(ca))}")
         self._until_listening(port)
         # The SuperLink's helper, already started then, leads a group of its own.
         self._groups |= {group for _, parent, group in _processes() if parent == self._roots[0].pid}
@@ -170,6 +183,11 @@ class Deployment:
                 "--host", HOST, "--port", str(node_port), "--node-config", _pairs(config),
             )  # fmt: skip
         self._until_online()
+
+    def _connect(self, address: str, security: str) -> None:
+        """Tell Flower's commands where the SuperLink is."""
+        here = f'[superlink.here]\naddress = "{address}"\n{security}\n'
+        _write(self._home("cli") / "config.toml", f'[superlink]\ndefault = "here"\n\n{here}')
 
     def _spawn(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.log").open("wb") as log:
@@ -354,18 +372,3 @@ def _processes() -> list[tuple[int, int, int]]:
 def _signal(pid: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-def main() -> None:
-    """Run an app's folder on three nodes."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the block below is left in order
-    sites: list[dict[str, Value]] = [{"site": site} for site in ("oslo", "pisa", "riga")]
-    with Deployment(sites) as federation:
-        run = federation.run(sys.argv[1])
-    print(run.log)
-    print(run.status)
-    sys.exit(not run.completed)
-
-
-if __name__ == "__main__":
-    main()

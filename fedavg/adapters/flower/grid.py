@@ -30,7 +30,7 @@ from fedavg.adapters.flower.records import (
     unpack,
 )
 from fedavg.adapters.opening import PREFIX, Opening, Settings
-from protocols.errors import Aborted, LocalError, RemoteError
+from protocols.errors import Aborted, Infeasible, LocalError, RemoteError
 from protocols.machine import Aggregate, Received, StageClosed
 from protocols.roster import read_roster
 from protocols.session import Session
@@ -90,7 +90,7 @@ class SecAggGrid(Grid):
     ) -> None:
         self._grid, self._context, self._defaults = grid, context, settings
         path = roster or context.run_config.get(PREFIX + "roster")
-        self._roster = None if path is None else read_roster(Path(str(path)))
+        self._roster = read_roster(Path(str(path))) if path else None
         self._names: dict[int, str] = {}
         self._counts: dict[str, int] = {}
         self.rounds: list[Round] = []
@@ -103,7 +103,8 @@ class SecAggGrid(Grid):
 
         `timeout`, in seconds, is for the stage in which nodes work; None waits for all. Raises
         `LocalError` where there can be no such round: unprotected kinds of messages, strategies that need
-        single replies, different instructions for different nodes, too few nodes.
+        single replies, different instructions for different nodes. Too few nodes are no reason to end a run:
+        such a round has no sum.
         """
         asked = list(messages)
         if not asked:
@@ -170,7 +171,13 @@ class SecAggGrid(Grid):
         number = self._counts[name] = self._counts.get(name, 0) + 1
         names = sorted(cohort.names.values())
         opening = Opening(settings, number, names, length, bound, hash_instruction(like.content))
-        result = self._run(opening, opening.session(name, self._roster), cohort, like, timeout)
+        result: Aggregate | Aborted
+        try:
+            session = opening.session(name, self._roster)
+        except Infeasible as error:  # of so many nodes: there may be others next time
+            result = Aborted("opening", str(error))
+        else:
+            result = self._run(opening, session, cohort, like, timeout)
         for node, known in cohort.names.items():
             if known in result.dropped:
                 fault = result.dropped[known]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from protocols.session import Session
 from protocols.wire import Envelope, from_bytes_checked, to_bytes
 from secagg.labels import Label, bind, digest
 from secagg.randomness import system
+
+_log = logging.getLogger("flwr.secagg")
 
 RECORD = "secagg"
 """Our record in a message (the opening of a round, a question, an answer) and in a state."""
@@ -144,6 +147,8 @@ class Plan:
             raise ValueError(f"reply: expected {self.layout.describe()}; got {found.describe()}")
         change = found.flatten(after)
         change -= self.layout.flatten(self.arrays)
+        if self.codec.clips(change):
+            _log.warning("secagg: this node's update is longer than the clipping norm: it is cut")
         return change
 
     def decode(self, result: Aggregate) -> tuple[Arrays, dict[str, float], int]:

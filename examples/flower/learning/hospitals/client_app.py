@@ -24,14 +24,13 @@ app = ClientApp()
 
 def load(context):
     """Features (records, columns), and 1 for malignant."""
+    tables = sorted(Path(context.run_config["tables"]).glob("*.csv"))  # of a simulation
     own = context.node_config
-    path = own["table"] if "table" in own else sorted(Path("tables").glob("*.csv"))[own["partition-id"]]
+    path = own["secagg-table"] if "secagg-table" in own else tables[own["partition-id"]]
     with Path(path).open(newline="") as file:
         records = list(csv.DictReader(file))
-    x = np.array(
-        [[(float(r[c]) - usual) / spread for c, (usual, spread) in COLUMNS.items()] for r in records]
-    )
-    return x, np.array([float(r["diagnosis"] == "malignant") for r in records])
+    x = [[(float(r[c]) - usual) / spread for c, (usual, spread) in COLUMNS.items()] for r in records]
+    return np.array(x), np.array([float(r["diagnosis"] == "malignant") for r in records])
 
 
 def predict(arrays, x):

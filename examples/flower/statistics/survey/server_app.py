@@ -1,13 +1,9 @@
 from flwr.serverapp import ServerApp
 
 from fedavg.adapters.flower import SecAggGrid, ask
-from fedavg.statistics import Contingency, Count, Variance, tabulate
+from fedavg.statistics import Count, Histogram, Variance, equal_edges, tabulate
 
-QUERIES = [
-    Count(),
-    Variance("mean radius", 5, 30),
-    Contingency("diagnosis", "diagnosis", ("malignant",), ("malignant",)),
-]
+QUERIES = [Count(), Variance("mean radius", 5, 30), Histogram("worst area", equal_edges(0, 3000, 6))]
 
 app = ServerApp()
 

@@ -1,6 +1,6 @@
-"""Tables for the Flower examples: breast cancer records spread over uneven hospitals, a CSV file each.
+"""Tables to try things on: breast cancer records spread over uneven hospitals, a CSV file each.
 
-python examples/flower/hospitals.py FOLDER [HOSPITALS]
+python examples/hospitals.py FOLDER [HOSPITALS]
 """
 
 import csv
