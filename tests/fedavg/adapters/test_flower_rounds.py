@@ -225,7 +225,9 @@ def test_the_record_may_have_any_name_and_metrics_any_weight(flower: Any) -> Non
     @app.train(mods=[secagg_mod])
     def train(message: Message, context: Context) -> Message:
         assert message.content["setup"]["epochs"] == [1, 2]
-        content = RecordDict({"weights": message.content["weights"], "m": MetricRecord({"n": context.node_id})})
+        content = RecordDict(
+            {"weights": message.content["weights"], "m": MetricRecord({"n": context.node_id})}
+        )
         return Message(content, reply_to=message)
 
     config = {"secagg-weight-key": "n", "secagg-train-metrics": ""}
