@@ -168,7 +168,8 @@ class Opening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if len(members) != len(self.cohort):
             raise LocalError("cohort: a name stands there twice")
         corrupted = s.corrupted
-        if roster is not None and s.threat_model != HONEST_BUT_CURIOUS:
+        # What is no fraction is for the session to refuse.
+        if roster is not None and members and s.threat_model != HONEST_BUT_CURIOUS and 0 <= corrupted < 1:
             corrupted = max(corrupted, floor((corrupted + 1e-9) * len(roster)) / len(members))
         return Session(
             members, self.length, self.bound, protocol=s.protocol, threat_model=s.threat_model,

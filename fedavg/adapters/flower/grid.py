@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -113,9 +113,15 @@ class SecAggGrid(Grid):
         _check_alike(asked)
         settings = self.settings(len(asked))
         cohort = self.gather([m.metadata.dst_node_id for m in asked], asked[0], settings)
-        plan = Plan.of(category(asked[0]), asked[0].content, settings, len(cohort.names))
+        plan = Plan.of(category(asked[0]), asked[0].content, settings, max(1, len(cohort.names)))
         result = self.sum(asked[0], cohort, settings, plan.codec.length, plan.codec.bound, timeout)
-        return _replies(result, asked, cohort, plan)
+        try:
+            return _replies(result, asked, cohort, plan)
+        except ValueError as error:  # no proof says that vectors are honest: one node can spoil a sum
+            spoilt = Aborted("mean", str(error), revealed=True)
+            self.rounds[-1] = replace(self.rounds[-1], included=(), aborted=spoilt)
+            _tell(self.rounds[-1])
+            return _replies(spoilt, asked, cohort, plan)
 
     def settings(self, cohort: int) -> Settings:
         """The settings for a round of so many nodes."""
@@ -174,7 +180,10 @@ class SecAggGrid(Grid):
         result: Aggregate | Aborted
         try:
             session = opening.session(name, self._roster)
-        except Infeasible as error:  # of so many nodes: there may be others next time
+        except LocalError as error:
+            if cohort.names and not isinstance(error, Infeasible):
+                raise
+            # Of so few nodes: there may be others, or more that say who they are, next time.
             result = Aborted("opening", str(error))
         else:
             result = self._run(opening, session, cohort, like, timeout)
@@ -183,7 +192,10 @@ class SecAggGrid(Grid):
                 fault = result.dropped[known]
                 reason = f"secagg: at {fault.stage}: {fault.cause}"
                 cohort.faults.setdefault(node, Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
-        said = {cohort.names.get(node, str(node)): str(e.reason) for node, e in cohort.faults.items()}
+        said = {
+            cohort.names.get(node, str(node)): e.reason or f"error {e.code}"
+            for node, e in cohort.faults.items()
+        }
         if isinstance(result, Aborted):
             self.rounds.append(Round(name, number, (), said, result))
         else:

@@ -318,6 +318,21 @@ def test_a_thousand_letters(flower: Any) -> None:
     play.check(play.train(), play.nodes)
 
 
+def test_an_error_without_a_reason(flower: Any) -> None:
+    play = flower.Play()
+
+    def up(node: int, number: int, reply: Message) -> Message:
+        if node == 104:
+            reply.__dict__["_content"] = None
+            reply.error = Error(9)
+        return reply
+
+    play.grid.up = up
+    replies = play.train()
+    assert replies[104].error.code == 9
+    assert play.secure.rounds[-1].dropped == {"104": "error 9"}
+    assert len(play.secure.rounds[-1].included) == 4
+
 
 def vector_app(make: Callable[[], Any]) -> ClientApp:
     """A node that takes part as it should, with a vector of its own making."""
@@ -326,6 +341,27 @@ def vector_app(make: Callable[[], Any]) -> ClientApp:
     return app
 
 
+def test_sums_that_cannot_be(flower: Any) -> None:
+    """Vectors are not proved to be honest: a node can spoil a sum, but not the server's run."""
+    record = flower.model()
+    codec = Codec(18, 10.0, 1000, 29, ((0.0, 1.0),))
+    zeros = vector_app(lambda: np.zeros(codec.length, np.int64))
+    play = flower.Play({101: zeros, 102: zeros, 103: zeros, None: flower.make_app(secagg_mod)})
+    replies = play.train(record)  # 104 + 10 and 105 + 10 examples of five nodes: a sum of weights that may be
+    assert play.secure.rounds[-1].aborted is None
+    play = flower.Play(dict.fromkeys([None], zeros))
+    replies = play.train(record)
+    play.refused(replies, "cannot add up to 0")
+    play.grid.app = flower.make_app(secagg_mod)
+    play.check(play.train(), play.nodes)
+
+
+def test_a_half_that_is_pushed_beyond_its_range(flower: Any) -> None:
+    """Clipping bounds each honest node's update, and no dishonest one's."""
+    record = ArrayRecord({"w": Array(np.full(3, 65000, np.float16))})
+    large = vector_app(lambda: np.array([(1 << 29) - 2] * 3 + [0] + [1]))
+    play = flower.Play({None: large}, config={"secagg-clipping-norm": 1e5, "secagg-bits": 29})
+    play.refused(play.train(record), "beyond the largest float16")
 
 
 # ---------------------------------------------------------------------------------- too few for a sum
@@ -375,6 +411,29 @@ def test_too_few_are_told_apart(flower: Any) -> None:
     assert "silent" in done.dropped["101"]
 
 
+def test_all_are_gone(flower: Any, sites: Callable[[], Path]) -> None:
+    """Also before anybody has said who it is."""
+    play = flower.Play(fault=lambda node, count, message: "silent")
+    play.refused(play.train())
+    play = flower.Play(fault=lambda node, count, message: "silent", folder=sites())
+    play.refused(play.train(), "did not say who")
+    play.grid.fault = lambda node, count, message: None
+    play.check(play.train(), play.nodes)
+    play.grid.fault = lambda node, count, message: "silent"
+    play.refused(play.train())
+
+
+@pytest.mark.parametrize("left", [1, 2, 3])
+def test_too_few_say_who_they_are(flower: Any, sites: Callable[[], Path], left: int) -> None:
+    play = flower.Play(fault=follow({n: (0, "silent") for n in range(101 + left, 106)}), folder=sites())
+    replies = play.train()
+    if play.secure.rounds[-1].aborted:
+        play.refused(replies, "did not say who")
+        assert len(play.secure.rounds) == 1
+    else:
+        play.check(replies, play.nodes[:left])
+    play.grid.fault = lambda node, count, message: None
+    play.check(play.train(), play.nodes)
 
 
 def test_too_few_that_take_part(flower: Any) -> None:
