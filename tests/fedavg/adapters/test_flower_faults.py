@@ -401,7 +401,7 @@ def test_below_the_threshold_the_model_stays(flower: Any, strategy: Any, first: 
 
 
 def test_too_few_are_told_apart(flower: Any) -> None:
-    play = flower.Play(fault=follow({n: (1, "silent") for n in (101, 102, 103)}))
+    play = flower.Play(fault=follow(dict.fromkeys((101, 102, 103), (1, "silent"))))
     replies = play.train()
     play.refused(replies)
     assert "no sum in this round, the model stays as it was" in replies[104].error.reason
@@ -425,7 +425,7 @@ def test_all_are_gone(flower: Any, sites: Callable[[], Path]) -> None:
 
 @pytest.mark.parametrize("left", [1, 2, 3])
 def test_too_few_say_who_they_are(flower: Any, sites: Callable[[], Path], left: int) -> None:
-    play = flower.Play(fault=follow({n: (0, "silent") for n in range(101 + left, 106)}), folder=sites())
+    play = flower.Play(fault=follow(dict.fromkeys(range(101 + left, 106), (0, "silent"))), folder=sites())
     replies = play.train()
     if play.secure.rounds[-1].aborted:
         play.refused(replies, "did not say who")
