@@ -230,16 +230,24 @@ class Site:
 
 
 def policy(text: str, *, pinned: bool) -> Policy:
-    """The floor in "threat models joined by +, cohort:N, included:N, corrupted:FRACTION", in any order."""
+    """The floor in "threat models joined by +, cohort:N, included:N, corrupted:FRACTION", in any order.
+
+    Each stands there once: of two, a reader might take the other to count.
+    """
     models: Sequence[str] = (MALICIOUS,) if pinned else THREAT_MODELS
     floors = {"cohort": 3.0, "included": 3.0, "corrupted": 0.0}
+    said = set()
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, colon, value = part.partition(":")
+        what = name if colon else "threat models"
         try:
             if colon:
                 floors[name] = {"cohort": int, "included": int, "corrupted": float}[name](value)
             else:
                 models = [{m: m for m in THREAT_MODELS}[m] for m in part.split("+")]
+            if what in said or not floors.get(what, 0) >= 0:  # below NaN is nothing
+                raise ValueError
+            said.add(what)
         except (KeyError, ValueError):
             raise LocalError(
                 f"{PREFIX}policy: expected threat models ({'+'.join(THREAT_MODELS)}), cohort:N, included:N, "

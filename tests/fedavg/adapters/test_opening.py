@@ -147,7 +147,8 @@ def test_floors() -> None:
     [
         "malicous", "malicious+", "+", "cohort", "cohort:", "cohort:many", "cohort:2.5", "included:x",
         "corrupted:", "corrupted:a lot", "dropout:0.1", "malicious;cohort:5", "cohort:5:6", ":5",
-        "malicious semi-malicious",
+        "malicious semi-malicious", "corrupted:nan", "corrupted:-0.1", "cohort:-1",
+        "malicious, honest-but-curious", "cohort:5, cohort:3",
     ],
 )  # fmt: skip
 def test_no_floors(text: str) -> None:
