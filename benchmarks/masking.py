@@ -12,15 +12,10 @@ the one under test is timed. Every figure is the least of the repeats, on one th
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
 from time import process_time
 from typing import Any
 
@@ -28,12 +23,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from record import machine, write
 
 from protocols.simulator import simulate
 from secagg import Aborted, Identity, Input, Received, Session, StageClosed, Started
 from secagg.prg import CHUNK_BYTES
-
-HERE = Path(__file__).resolve().parent
 
 
 @dataclass
@@ -162,25 +156,6 @@ def bytes_up(n: int, dim: int, threat_model: str) -> dict[str, object]:
     }  # fmt: skip
 
 
-def machine() -> dict[str, str]:
-    """Where this ran, with which versions, at which commit."""
-    cpu = next(
-        (x.split(":")[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), "unknown"
-    )
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True
-    ).stdout.strip()
-    packages = {p: version(p) for p in ("secagg", "numpy", "cryptography", "pynacl", "msgspec")}
-    return {"cpu": cpu, "python": platform.python_version(), "commit": commit or "unknown", **packages}
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
 def report(where: dict[str, str], rows: list[Row], sent: list[dict]) -> str:
     """The table as Markdown."""
     lines = [
@@ -244,14 +219,12 @@ def main() -> None:
         ),
     ]  # fmt: skip
     sent = [bytes_up(cohort, 1 << 20, model) for model in ("honest-but-curious", "malicious")]
-    where = machine()
+    where = machine("secagg", "numpy", "cryptography", "pynacl", "msgspec")
     text = report(where, rows, sent)
     print(text)
     if options.write:
-        (HERE / "RESULTS.md").write_text(text)
-        (HERE / "results").mkdir(exist_ok=True)
         content = {"machine": where, "rows": [asdict(r) | {"ratio": r.ratio} for r in rows], "bytes_up": sent}
-        (HERE / "results" / "masking.json").write_text(json.dumps(content, indent=2) + "\n")
+        write("RESULTS.md", text, "masking.json", content)
 
 
 if __name__ == "__main__":
