@@ -369,7 +369,7 @@ def fail(rounds: Rounds) -> list[Fate]:
 
 
 def server_app(found: Found, dims: Iterable[int], count: int, patience: float) -> ServerApp:
-    """Everything as the one round of training of a legacy workflow, since Flower's SecAgg+ needs to be one."""
+    """Everything as the one round of a legacy workflow, since Flower's SecAgg+ must be in one."""
     app = ServerApp()
 
     def work(grid: Grid, context: Context) -> None:
@@ -407,11 +407,11 @@ def report(where: dict[str, str], found: Found, count: int, patience: float) -> 
         "",
         f"Taken in one run on {where['cpu']} ({where['cores']} cores), Python {where['python']}, Flower",
         f"{where['flwr']}, ray {where['ray']}, numpy {where['numpy']}, commit {where['commit'][:12]}.",
-        f"{CLIENTS} clients in Flower's simulation engine, training that costs nothing, {count} rounds of each",
-        f"kind in turn. Both protocols: complete graph, {THRESHOLD} shares open a secret. Wall time is the median",
-        "of the rounds; CPU time is the mean, of all processes; bytes are those of the records, as protobuf, that",
-        f"one client sends. An exchange of nothing takes {found.empty * 1e3:.0f} ms: Flower looks for messages ten",
-        'times a second. "Waiting" is that, for each exchange of a round.',
+        f"{CLIENTS} clients in Flower's simulation engine, training that costs nothing, {count} rounds of",
+        f"each kind in turn. Both protocols: complete graph, {THRESHOLD} shares open a secret. Wall time is",
+        "the median of the rounds; CPU time is the mean, of all processes; bytes are those of the records,",
+        f"as protobuf, that one client sends. An exchange of nothing takes {found.empty * 1e3:.0f} ms:",
+        'Flower looks for messages ten times a second. "Waiting" is that, for each exchange of a round.',
         "Made by `benchmarks/flower.py --write`.",
         "",
         "| round | parameters | exchanges | wall s | waiting s | ratio | CPU s | ratio | bytes up | ratio |",
@@ -427,8 +427,8 @@ def report(where: dict[str, str], found: Found, count: int, patience: float) -> 
         )
     lines += [
         "",
-        f"One of the {CLIENTS} fails at a stage: it raises an exception, or it says nothing for longer than the",
-        f"{patience:.0f} s that the server waits. What the round comes to:",
+        f"One of the {CLIENTS} fails at a stage: it raises an exception, or it says nothing for longer than",
+        f"the {patience:.0f} s that the server waits. What the round comes to:",
         "",
         "| round | stage | raises | silent |",
         "|---|---|---|---|",
@@ -456,7 +456,9 @@ def main() -> None:
         server_app(found, dims, count, patience), client_app(), CLIENTS,
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": os.cpu_count() or 1, "include_dashboard": False, "log_to_driver": False},
+            "init_args": {
+                "num_cpus": os.cpu_count() or 1, "include_dashboard": False, "log_to_driver": False,
+            },
         },
     )  # fmt: skip
     where = machine("secagg", "numpy", "cryptography", "flwr", "ray") | {"cores": str(os.cpu_count())}
