@@ -188,7 +188,7 @@ def _numpy(array: Array) -> NDArray[Any]:
     try:
         return array.numpy()
     except (TypeError, ValueError, EOFError, OSError) as error:
-        raise RemoteError(f"an array cannot be read: {type(error).__name__}") from None
+        raise LocalError(f"an array cannot be read: {type(error).__name__}") from None
 
 
 def _numbers(reply: RecordDict) -> dict[str, float | int]:
