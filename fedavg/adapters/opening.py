@@ -13,7 +13,7 @@ Who a site is, it knows from its own files and never from the server: see `Site`
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import floor
@@ -25,7 +25,7 @@ import msgspec
 from fedavg.codec import Codec
 from protocols.errors import LocalError, RemoteError
 from protocols.graph import HONEST_BUT_CURIOUS, MALICIOUS, SECAGG, THREAT_MODELS
-from protocols.journal import Journal, MemoryJournal, SqliteJournal
+from protocols.journal import Answer, Contribution, Journal, MemoryJournal, SqliteJournal
 from protocols.roster import read_party, read_roster
 from protocols.session import Policy, Session
 from secagg.keys import Identity
@@ -225,8 +225,21 @@ class Site:
         found = read_roster(Path(str(roster)))
         if found.get(party.name) != party.identity.public:
             raise LocalError(f"roster: {party.name!r} is not in it with the key of this site's identity")
-        journal_file = SqliteJournal(beside, party.journal_key)
-        return cls(party.name, party.identity, found, floor_of, journal_file, party.journal_key)
+        marks = _Marks(beside, party.journal_key)
+        return cls(party.name, party.identity, found, floor_of, marks, party.journal_key)
+
+
+class _Marks(SqliteJournal):
+    """A journal of steps and rounds without states.
+
+    Those are with the framework, which may never come back for a round: here they would stay for good.
+    """
+
+    def commit(
+        self, machine: bytes, step: int, state: Callable[[], bytes], answer: Answer | None = None,
+        contribution: Contribution | None = None,
+    ) -> None:  # fmt: skip
+        super().commit(machine, step, bytes, answer, contribution)
 
 
 def policy(text: str, *, pinned: bool) -> Policy:

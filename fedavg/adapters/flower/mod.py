@@ -88,7 +88,8 @@ def take_part(message: Message, context: Context, make: Make | None) -> Message:
 def _replied(reply: Message) -> RecordDict:
     """What the app replied, unless that it failed."""
     if reply.has_error():  # of a mod further in, say
-        raise Refused(str(reply.error.reason), reply.error.code)
+        _log.warning("secagg: the app replied with an error: %s", reply.error.reason)
+        raise Refused("the app replied with an error; its own log says why", reply.error.code)
     for name, record in reply.content.config_records.items():  # the legacy API's way to say the same
         if name.endswith("res.status") and record.get("code"):
             raise Refused("the app says that it failed")

@@ -127,7 +127,7 @@ CURRENT = sorted(set(_SEE_SINGLE) & set(strategies.__all__))
 def test_strategies_that_need_single_replies(flower: Any, name: str) -> None:
     play, start = flower.Play(), flower.model()
     if name.startswith("FedXgb"):
-        start = ArrayRecord({"trees": Array(np.zeros(9, np.uint8))})
+        start = ArrayRecord({"0": Array(np.zeros(9, np.uint8))})
     with pytest.raises(LocalError, match=f"^{name} .*: under secure aggregation there is only their mean$"):
         single(name).start(play.secure, start, num_rounds=1)
     assert play.grid.sent == []
