@@ -135,19 +135,22 @@ class SecAggGrid(Grid):
             return cohort
         who = RecordDict({RECORD: ConfigRecord({"who": True})})
         unknown = {node: who for node in asked if node not in self._names}
+        proved = set(self._names)
         for node, reply in self._exchange(unknown, like, settings.timeout):
             try:
                 name = self._proved(reply, node)
             except _Failed as failed:
                 cohort.faults[node] = failed.error
                 continue
+            proved.add(node)
             # A node that came back has a new number: the newest that proves the name is the one.
             self._names = {n: known for n, known in self._names.items() if known != name} | {node: name}
         for node in asked:
             if node in self._names:
                 cohort.names[node] = self._names[node]
             else:
-                silent = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "secagg: it did not say who it is")
+                why = "another node proved to be who it is" if node in proved else "it did not say who it is"
+                silent = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"secagg: {why}")
                 cohort.faults.setdefault(node, silent)
         return cohort
 

@@ -122,6 +122,10 @@ if find_spec("flwr"):
             self.said.append((node, copy(reply)))
             return None if fault == "lost" else reply
 
+        def sent_to(self, node: int, count: int) -> Message:
+            """What this node got as its message of that number."""
+            return copy([m for n, m in self.sent if n == node][count])
+
         def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
             return [self.replies.pop(i) for i in list(message_ids) if i in self.replies]
 
@@ -313,4 +317,5 @@ if find_spec("flwr"):
         return SimpleNamespace(
             Play=Play, LocalGrid=LocalGrid, CONFIG=CONFIG, model=model, trained=trained, weight=weight,
             make_app=make_app, copy=copy,
+            copy_state=lambda state: recorddict_from_proto(recorddict_to_proto(state)),
         )  # fmt: skip
