@@ -63,10 +63,6 @@ class Journal(Protocol):
         """The state after the last step, to restore the machine from; None if it is not kept."""
         ...
 
-    def erase(self, machine: bytes) -> None:
-        """Forget a finished machine's state; that its steps were taken stays known."""
-        ...
-
 
 def _check(
     machine_last: int, step: int, answered: int, answer: Answer | None, sent: tuple[int, bytes] | None,
@@ -143,9 +139,6 @@ class MemoryJournal:
     def state(self, machine: bytes) -> bytes | None:
         """None: nothing outlives the process anyway."""
         return None
-
-    def erase(self, machine: bytes) -> None:
-        """Nothing to do: no state is kept."""
 
 
 class SqliteJournal:
@@ -226,7 +219,7 @@ class SqliteJournal:
         return unseal_state(self._key, bytes(row[0]), machine) if row else None
 
     def erase(self, machine: bytes) -> None:
-        """See `Journal.erase`."""
+        """Forget a finished machine's state; that its steps were taken stays known."""
         self._row("UPDATE steps SET state = NULL WHERE machine = ?", machine)
 
     def _row(self, query: str, *values: object) -> tuple[Any, ...] | None:

@@ -92,7 +92,6 @@ class SecAggGrid(Grid):
         path = roster or context.run_config.get(PREFIX + "roster")
         self._roster = read_roster(Path(str(path))) if path else None
         self._names: dict[int, str] = {}
-        self._counts: dict[str, int] = {}
         self.rounds: list[Round] = []
         Settings.of(context.run_config, **settings)  # say early what is wrong
 
@@ -177,7 +176,7 @@ class SecAggGrid(Grid):
         Adds to the cohort's faults, and to `rounds`.
         """
         name = task(self._context, like)
-        number = self._counts[name] = self._counts.get(name, 0) + 1
+        number = self._count(name)
         names = sorted(cohort.names.values())
         opening = Opening(settings, number, names, length, bound, hash_instruction(like.content))
         result: Aggregate | Aborted
@@ -206,6 +205,15 @@ class SecAggGrid(Grid):
             self.rounds.append(Round(name, number, result.included, without))
         _tell(self.rounds[-1])
         return result
+
+    def _count(self, name: str) -> int:
+        """The number of this round of its task; in the context, where a second grid goes on from it."""
+        counts = self._context.state.config_records.get(RECORD, ConfigRecord())
+        last = counts.get(name, 0)
+        assert isinstance(last, int)
+        counts[name] = last + 1
+        self._context.state[RECORD] = counts
+        return last + 1
 
     def _run(
         self, opening: Opening, session: Session, cohort: Cohort, like: Message, timeout: float | None

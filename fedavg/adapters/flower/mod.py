@@ -35,7 +35,7 @@ from fedavg.adapters.flower.records import (
 from fedavg.adapters.opening import Opening, Settings, Site
 from protocols.errors import Aborted, RemoteError
 from protocols.journal import MemoryJournal
-from protocols.machine import ClientMachine, Input, Received, Started, machine_id
+from protocols.machine import ClientMachine, Input, Received, Started
 from secagg.randomness import system
 
 _log = logging.getLogger("flwr.secagg")
@@ -160,10 +160,8 @@ def _keep(client: ClientMachine, context: Context, site: Site, opening: Opening)
         kept["opening"], kept["snapshot"] = opening.to_bytes(), client.snapshot(key, outbox=False)
         if site.key is None:
             kept["key"] = key
-    else:
-        if isinstance(client.result, Aborted):
-            _log.warning("secagg: %s", client.result)
-        site.journal.erase(machine_id(client.session, client.name))
+    elif isinstance(client.result, Aborted):
+        _log.warning("secagg: %s", client.result)
     if isinstance(site.journal, MemoryJournal):
         kept["journal"] = site.journal.dump()
     context.state[RECORD] = kept
