@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from math import inf
 from typing import Any
 
 import msgspec
@@ -50,7 +51,7 @@ class SecAggPlusWorkflow:
             ("num_shares", num_shares),
             ("reconstruction_threshold", reconstruction_threshold),
         ):
-            if isinstance(share, bool) or not isinstance(share, (int, float)) or not share > 0:
+            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < inf:
                 raise LocalError(f"{name}: expected a number above 0, got {share!r}")
         if modulus_range.bit_count() != 1:
             raise LocalError(f"modulus_range: expected a power of two, got {modulus_range}")
