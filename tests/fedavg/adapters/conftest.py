@@ -40,8 +40,8 @@ if find_spec("flwr"):
     Fault = Callable[[int, int, Message], str | None]
     """(node, how many messages it had before, message) -> what goes wrong, or None.
 
-    "silent" (nothing arrives), "lost" (the reply does not arrive), "crash" (the process of the app dies, after
-    its work), "raise" (the app raises).
+    "silent" (nothing arrives), "lost" (the reply does not arrive), "crash" (the app's process dies, after its
+    work), "raise" (the app raises).
     """
     Down = Callable[[int, int, Message], None]
     """(node, how many messages it had before, message): a server that changes what one node is told."""

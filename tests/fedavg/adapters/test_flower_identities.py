@@ -305,11 +305,11 @@ def test_fewest_in_a_sum_is_for_the_node_to_say(flower: Any) -> None:
 
 
 def test_corrupted_is_a_part_of_the_whole_roster(flower: Any, sites: Sites) -> None:
-    """A server may sample just those that are corrupted: of ten, three may be; of five of these, all three."""
+    """A server may sample just those that are corrupted: of ten, three may be, all in one sample."""
     config = {"secagg-corrupted": 0.3, "secagg-dropout": 0.0}
     play = flower.Play(nodes=10, folder=sites(), config=config)
     play.check(play.train(), play.nodes)
-    with pytest.raises(Infeasible, match="must sign the survivor set|honest contributors|threshold"):
+    with pytest.raises(Infeasible, match=r"must sign the survivor set|honest contributors|threshold"):
         play.train(nodes=play.nodes[:4])
     assert len(play.secure.rounds) == 1
 
@@ -343,6 +343,6 @@ def test_keys_and_rosters_that_are_swapped(flower: Any, sites: Sites) -> None:
     play.grid.contexts[104].node_config["secagg-identity"] = str(play.roster)
     replies = play.train()
     assert "expected a .key file, got a roster" in replies[104].error.reason
-    with pytest.raises(LocalError, match="expected a roster, got a .key file"):
-        play.roster = play.roster.with_name("site-0.key")
+    play.roster = play.roster.with_name("site-0.key")
+    with pytest.raises(LocalError, match=r"expected a roster, got a \.key file"):
         play.server()

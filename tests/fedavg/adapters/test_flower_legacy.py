@@ -209,7 +209,8 @@ def test_a_modulus_that_is_too_small(flower: Any) -> None:
         ({"reconstruction_threshold": 0.0}, "reconstruction_threshold"),
         ({"reconstruction_threshold": None}, "reconstruction_threshold"),
         ({"quantization_range": 3}, "quantization_range: expected an integer of at least 4"),
-        ({"quantization_range": 2.0**22}, "quantization_range"), ({"quantization_range": True}, "quantization"),
+        ({"quantization_range": 2.0**22}, "quantization_range"),
+        ({"quantization_range": True}, "quantization"),
         ({"modulus_range": 0}, "modulus_range"), ({"modulus_range": 3 << 30}, "a power of two"),
     ],
 )  # fmt: skip
@@ -228,9 +229,9 @@ def test_arguments_that_are_wrong(options: dict[str, Any], said: str) -> None:
     ],
 )  # fmt: skip
 def test_arguments_that_make_no_round(flower: Any, options: dict[str, Any], said: str) -> None:
+    workflow = SecAggPlusWorkflow(10, 6, **({"timeout": 5} | options))
     with pytest.raises(ValueError, match=said):
-        Run(flower, SecAggPlusWorkflow(**({"num_shares": 10, "reconstruction_threshold": 6, "timeout": 5} | options)),
-            rounds=1, evaluate=False)  # fmt: skip
+        Run(flower, workflow, rounds=1, evaluate=False)
 
 
 def test_a_loss_without_a_range_is_withheld(flower: Any) -> None:
@@ -258,7 +259,7 @@ def test_initial_parameters_of_a_node_are_refused(flower: Any) -> None:
 
 
 def test_strategies_that_need_single_replies(flower: Any) -> None:
-    with pytest.raises(LocalError, match="^Krum compares single updates"):
+    with pytest.raises(LocalError, match=r"^Krum compares single updates"):
         Run(flower, SecAggPlusWorkflow(10, 6, timeout=5), kind=Krum, rounds=1)
 
 

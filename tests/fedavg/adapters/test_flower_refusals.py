@@ -135,7 +135,7 @@ def test_strategies_that_need_single_replies(flower: Any, name: str) -> None:
     own: Any = type("MyOwn", (getattr(strategies, name),), {})
     strategy = single(name)
     strategy.__class__ = own
-    with pytest.raises(LocalError, match="^MyOwn "):
+    with pytest.raises(LocalError, match=r"^MyOwn "):
         strategy.start(play.secure, start, num_rounds=1)
     fixed = strategies.DifferentialPrivacyClientSideFixedClipping(
         single(name), noise_multiplier=0.1, clipping_norm=1.0, num_sampled_clients=5
@@ -201,7 +201,7 @@ def test_kinds_of_messages(flower: Any, kind: str) -> None:
 def test_two_kinds_in_one_round(flower: Any) -> None:
     play, content = flower.Play(), RecordDict({"arrays": flower.model()})
     messages = [Message(content, n, "train" if n < 103 else "evaluate") for n in play.nodes]
-    with pytest.raises(LocalError, match="got evaluate, train$"):
+    with pytest.raises(LocalError, match=r"got evaluate, train$"):
         play.secure.send_and_receive(messages)
     messages = [Message(content, n, "train" if n < 103 else "train.fast") for n in play.nodes]
     with pytest.raises(LocalError, match=r"got train, train\.fast$"):

@@ -62,7 +62,8 @@ def test_all_strategies_of_flower_are_known_here() -> None:
               "DifferentialPrivacyClientSideFixedClipping"}  # fmt: skip
     refused = {"Bulyan", "DifferentialPrivacyClientSideAdaptiveClipping",
                "DifferentialPrivacyServerSideAdaptiveClipping", "DifferentialPrivacyServerSideFixedClipping",
-               "FedMedian", "FedTrimmedAvg", "FedXgbBagging", "FedXgbCyclic", "Krum", "MultiKrum", "QFedAvg"}  # fmt: skip
+               "FedMedian", "FedTrimmedAvg", "FedXgbBagging", "FedXgbCyclic", "Krum", "MultiKrum",
+               "QFedAvg"}  # fmt: skip
     assert set(strategies.__all__) - {"Strategy", "Result"} == tested | refused
 
 

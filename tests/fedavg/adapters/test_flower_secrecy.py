@@ -32,7 +32,8 @@ def varint(n: int) -> bytes:
 
 # As protobuf, MessagePack, numpy, text would have them.
 TRACES = [
-    PATTERN[:8], PATTERN[::-1][:8], varint(WEIGHT), varint(2 * WEIGHT), struct.pack("<I", WEIGHT), struct.pack(">I", WEIGHT),
+    PATTERN[:8], PATTERN[::-1][:8], varint(WEIGHT), varint(2 * WEIGHT),
+    struct.pack("<I", WEIGHT), struct.pack(">I", WEIGHT),
     struct.pack("<d", WEIGHT), str(WEIGHT).encode(), WORDS.encode(), b"ward three",
     *(form for loss in (LOSS, OTHER) for form in (
         struct.pack("<d", loss), struct.pack(">d", loss), struct.pack("<f", loss), struct.pack(">f", loss),

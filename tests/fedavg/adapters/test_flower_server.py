@@ -136,7 +136,7 @@ def instructed(play: Any, flower: Any) -> None:
 def test_another_instruction_announced_to_some(
     flower: Any, sites: Callable[[], Path], how: Any, deceived: set[int], pinned: bool
 ) -> None:
-    """Were it summed, it would be as good as one node's own: the others' updates can be made to be nothing."""
+    """Were it summed, it would be as good as one node's own: the others' can be made to be nothing."""
     play = flower.Play(folder=sites() if pinned else None)
     instructed(play, flower)
     Liar(play, deceived, announced(play, how), how, play.secure._roster)
@@ -182,7 +182,7 @@ OPENINGS: dict[str, How] = {
 @pytest.mark.parametrize("silent", [False, True], ids=["configured", "not configured"])
 @pytest.mark.parametrize("how", OPENINGS.values(), ids=OPENINGS)
 def test_another_opening_for_one(flower: Any, how: How, silent: bool) -> None:
-    """A node refuses what its own configuration contradicts; else it is in another session than the others."""
+    """A node refuses what its own configuration contradicts; else it is in a session of its own."""
     play = flower.Play()
     if silent:
         play.grid.contexts[104].run_config.clear()

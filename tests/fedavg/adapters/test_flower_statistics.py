@@ -124,7 +124,7 @@ def test_a_table_by_partition(flower: Any, tmp_path: Path) -> None:
 
 
 def test_a_budget(tables: Any, tmp_path: Path) -> None:
-    """It is kept beside the table, in whatever process: a node that has none left is left out, and says so."""
+    """It is kept beside the table, in whatever process; a node that has none left is out, and says so."""
     play = tables()
     play.grid.contexts[104].node_config["secagg-query-budget"] = 2
     results = ask(play.secure, [Count()] * 3, MOST)

@@ -1,4 +1,4 @@
-"""`fedavg.adapters.opening`: settings, floors and openings as a framework carries them, and what they make."""
+"""`fedavg.adapters.opening`: settings, floors and openings as a framework carries them, what they make."""
 
 from __future__ import annotations
 
@@ -203,7 +203,8 @@ def test_a_byte_changed(made: Opening, data: st.DataObject) -> None:
 def test_bytes_that_are_no_opening() -> None:
     good = opening().to_bytes()
     fields = msgspec.msgpack.decode(good)
-    bad = [b"", good[:-1], good + b"\x00", b"\xc0", b"\x91" * 5000, msgspec.msgpack.encode(fields | {"more": 1}),
+    bad = [b"", good[:-1], good + b"\x00", b"\xc0", b"\x91" * 5000,
+           msgspec.msgpack.encode(fields | {"more": 1}),
            msgspec.msgpack.encode(dict(reversed(fields.items()))),
            msgspec.msgpack.encode(fields | {"round": "1"}), msgspec.msgpack.encode(fields | {"cohort": [1]}),
            msgspec.msgpack.encode({k: v for k, v in fields.items() if k != "bound"}),
@@ -250,11 +251,8 @@ def test_names_that_are_wrong() -> None:
         with pytest.raises(LocalError, match="a name stands there twice"):
             opening(cohort=[*NAMES, "oslo"]).session("t", roster)
         for few in ([], ["oslo"], ["oslo", "pisa"]):
-            with pytest.raises(Infeasible, match=f"a cohort of {len(few)}|expected a positive number"):
-                try:
-                    opening(cohort=few).session("t", roster)
-                except LocalError as error:
-                    raise Infeasible(str(error)) from None
+            with pytest.raises(LocalError, match=f"a cohort of {len(few)}|expected a positive number"):
+                opening(cohort=few).session("t", roster)
     for name in ("", "server", "x" * 256):
         with pytest.raises(LocalError, match="name"):
             opening(cohort=[*NAMES, name]).session("t", None)
@@ -293,7 +291,8 @@ def test_sessions_differ_in_everything() -> None:
 
 
 @given(
-    st.floats(), st.floats(), st.integers(-(1 << 63), 1 << 63), st.integers(-5, 1 << 63), st.integers(-5, 100),
+    st.floats(), st.floats(), st.integers(-(1 << 63), 1 << 63), st.integers(-5, 1 << 63),
+    st.integers(-5, 100),
     st.sampled_from([*THREAT_MODELS, "", "x"]), st.sampled_from(["secagg", "secagg+", "", "os"]),
     st.booleans(), st.lists(st.sampled_from([*ROSTER]), max_size=6),
 )  # fmt: skip
