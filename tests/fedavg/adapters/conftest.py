@@ -127,7 +127,7 @@ if find_spec("flwr"):
             return copy([m for n, m in self.sent if n == node][count])
 
         def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-            return [self.replies.pop(i) for i in list(message_ids) if i in self.replies]
+            return [self.replies.pop(i) for i in sorted(message_ids, key=int) if i in self.replies]
 
         def send_and_receive(
             self, messages: Iterable[Message], *, timeout: float | None = None
