@@ -212,9 +212,13 @@ def flipped(place: float) -> Cheat:
     return cheat
 
 
+NEXT = {"104": "105", "site-3": "site-4", "101": "105", "site-0": "site-4"}
+
+
 def renamed(reply: Message, before: list[Message]) -> RecordDict:
+    """As the one whose reply comes after its own, and would be a duplicate then."""
     found = [from_bytes_checked(data, 1 << 30) for data in letters(reply)]
-    other = [Envelope(e.session, "101", e.to, e.body, e.frame) for e in found]
+    other = [Envelope(e.session, NEXT[e.sender], e.to, e.body, e.frame) for e in found]
     return RecordDict({LETTERS: pack(other)})
 
 
@@ -303,6 +307,21 @@ def test_a_cheat_with_an_identity(flower: Any, sites: Callable[[], Path], count:
 
     play.grid.up = up
     play.check(play.train(), [n for n in play.nodes if n != 104 or count > VECTOR_SIGNED])
+
+
+def test_replies_that_come_twice(flower: Any) -> None:
+    """Or that nobody asked for: a grid may deliver anything."""
+    play = flower.Play()
+    pull, before = play.grid.pull_messages, []
+
+    def twice(ids: Any) -> list[Message]:
+        found = pull(ids)
+        again = [*before, *found, *map(flower.copy, found)]
+        before[:] = found
+        return again
+
+    play.grid.pull_messages = twice
+    play.check(play.train(), play.nodes)
 
 
 def test_a_thousand_letters(flower: Any) -> None:

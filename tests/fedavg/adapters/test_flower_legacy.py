@@ -152,6 +152,23 @@ def test_nodes_that_drop_out(flower: Any) -> None:
         assert array.numpy().shape == run.arrays[i].shape
 
 
+def test_a_client_that_says_it_failed(flower: Any) -> None:
+    """In the legacy API a reply may be one by its status only."""
+
+    def client(context: Any) -> Any:
+        made = Client(context.node_id, False)
+        if context.node_id == 103:
+            return NumPyClient().to_client()  # it has no `fit`
+        return made.to_client()
+
+    workflow = SecAggPlusWorkflow(10, 6, timeout=0.01)
+    run = Run(flower, workflow, rounds=1, evaluate=False, app=ClientApp(client, mods=[secagg_mod]))
+    assert workflow._wrapped is not None
+    (done,) = workflow._wrapped.rounds
+    assert done.dropped == {"103": "secagg: the app says that it failed"}
+    assert len(run.arrays) == 3
+
+
 def test_too_many_drop_out(flower: Any) -> None:
     """The model stays, and the run goes on."""
 

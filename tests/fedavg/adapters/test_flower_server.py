@@ -1,7 +1,8 @@
 """A server over Flower that does not do as it should: no node's vector comes out of it alone.
 
 The server's own machine is honest here, and between it and the nodes sits who changes what some are told,
-with all that it takes: it also rewrites the session in every letter, so that both sides read them.
+with all that it takes: it also rewrites the session and the echoes in every letter, so that both sides find
+there what they expect. What it cannot make is what is under keys or signatures of the nodes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from fedavg.adapters.flower.records import LETTERS, RECORD, hash_instruction, instruction_in, pack
 from fedavg.adapters.opening import Opening
 from protocols.wire import Envelope, from_bytes_checked
+from secagg.labels import Label, digest
 
 VECTOR = 2  # the message that brings the instruction, of four
 
@@ -44,6 +46,7 @@ class Liar:
         self.play, self.deceived, self.how, self.instruct = play, deceived, how, instruct
         self.roster = roster
         self.true, self.false = b"", b""
+        self.echoes: dict[bytes, bytes] = {}
         play.grid.down, play.grid.up = self.down, self.up
 
     def down(self, node: int, count: int, message: Message) -> None:
@@ -70,7 +73,13 @@ class Liar:
     def rewrite(self, message: Message, old: bytes, new: bytes) -> None:
         for letter in envelopes(message):
             assert letter.session == old
-        found = [Envelope(new, e.sender, e.to, e.body, e.frame) for e in envelopes(message)]
+        found = []
+        for e in envelopes(message):
+            body = e.body.replace(old, new)
+            for changed, echo in self.echoes.items():
+                body = body.replace(changed, echo)
+            self.echoes[digest(Label.ECHO, body)] = digest(Label.ECHO, e.body)
+            found.append(Envelope(new, e.sender, e.to, body, e.frame))
         message.content[LETTERS] = pack(found)
 
 
@@ -188,6 +197,9 @@ def test_another_opening_for_one(flower: Any, how: How, silent: bool) -> None:
         play.grid.contexts[104].run_config.clear()
     Liar(play, {104}, how)
     kept_apart(play, play.train(), {104})
+    assert not masked(play, 104)
+    # As far as the shares, which no longer open: the lie is not noticed by its form.
+    assert not silent or play.grid.counts[104] > 1
 
 
 @pytest.mark.parametrize("what", sorted(OPENINGS.keys() - {"protocol"} | {"threat model"}))
@@ -207,6 +219,17 @@ def test_the_same_lie_for_all(flower: Any, how: How) -> None:
     replies = play.train()
     play.refused(replies)
     assert all("differ from this node's run_config" in m.error.reason for m in replies.values())
+
+
+@pytest.mark.parametrize("what", ["length", "bound"])
+def test_a_size_that_is_not_the_instructions(flower: Any, what: str) -> None:
+    """Of a round opened for shorter vectors, say, the rest of each would be missing."""
+    play = flower.Play()
+    Liar(play, set(play.nodes), OPENINGS[what])
+    replies = play.train()
+    play.refused(replies)
+    said = "secagg: the instruction does not fit the round that was opened for it"
+    assert {m.error.reason for m in replies.values()} == {said}
 
 
 def test_a_session_for_fewer(flower: Any) -> None:
