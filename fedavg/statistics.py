@@ -279,9 +279,9 @@ def answer(query: Query, site: Site, max_records: int) -> NDArray[np.int64]:
     """
     _check_integer("max_records", max_records, 1, MAX_RECORDS)
     table = site.table
+    site.budget.spend()
     if len(table) > max_records:
         raise ValueError(f"{table.name}: expected at most {max_records} records, got {len(table)}")
-    site.budget.spend()
     kept = _where(query, table)
     match query:
         case Count():

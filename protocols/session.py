@@ -129,9 +129,10 @@ class Session:
             n, corrupted, dropout, protocol, threat_model, degree=degree, threshold=threshold
         )
         least = self.parameters.min_included
-        self.min_included = (
-            least if min_included is None else _integer("min_included", min_included, least, n)
-        )
+        wanted = least if min_included is None else _integer("min_included", min_included, least, MAX_DIM)
+        if wanted > n:
+            raise Infeasible(f"min_included: expected {least} to {n}, got {wanted}")
+        self.min_included = wanted
         needed = (n * (self.bound - 1)).bit_length()
         bits = max(8, needed) if bits is None else _integer("bits", bits, 8, 64)
         if needed > 64 or bits < needed:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import floor
 from pathlib import Path
@@ -35,7 +35,12 @@ PREFIX = "secagg-"
 """What our keys begin with in a framework's configuration: `clipping_norm` is `secagg-clipping-norm`."""
 
 _OWN_KEYS = ("roster",)  # not a setting: the path of the party's own file
+_SITE_KEYS = ("roster", "identity", "policy", "table", "min-cell", "query-budget", "max-records")
+_FLOOR = 0.1  # of `corrupted`, at a site with an identity whose policy names none
 _RING_BITS = 32  # entries of whole words are masked fastest, and cost no more than float32
+
+
+_TERMS = ("clipping_norm", "norm", "max_weight", "bits", "weight_key", "train_metrics", "evaluate_metrics")
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,9 +75,21 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight_key: str = "num-examples"
     timeout: float = 60.0
 
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise LocalError(f"{PREFIX}timeout: expected seconds above 0, got {self.timeout}")
+        for metrics in (self.train_metrics, self.evaluate_metrics):
+            if {self.weight_key, "num-examples", "num_examples"} & set(ranges(metrics)):
+                raise LocalError("metrics: a weight cannot be a metric too: it is summed as it is")
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """What says how much a site's own vector tells: the settings that each site has to agree to."""
+        return {name: getattr(self, name) for name in _TERMS}
+
     @classmethod
-    def of(cls, config: Mapping[str, Any], **defaults: Any) -> Settings:
-        """Settings from the `secagg-...` keys of a framework's configuration.
+    def of(cls, config: Mapping[str, Any], own: Sequence[str] = _OWN_KEYS, **defaults: Any) -> Settings:
+        """Settings from the `secagg-...` keys of a framework's configuration, but for those in `own`.
 
         Raises `LocalError` for a key that is none of ours, or a value of the wrong type.
         """
@@ -80,21 +97,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         given = dict(defaults)
         for key, value in config.items():
             name = key.removeprefix(PREFIX)
-            if name == key or name in _OWN_KEYS:
+            if name == key or name in own:
                 continue
             if name not in known:
-                keys = ", ".join(PREFIX + k for k in (*known, *_OWN_KEYS))
+                keys = ", ".join(PREFIX + k for k in (*known, *own))
                 raise LocalError(f"{key}: there is no such setting; expected one of {keys}")
             given[known[name]] = value
         try:
-            settings = msgspec.convert(given, cls)
+            return msgspec.convert(given, cls)
         except msgspec.ValidationError as error:
             raise LocalError(f"settings: {error}") from None
-        if not settings.timeout > 0:
-            raise LocalError(f"{PREFIX}timeout: expected seconds above 0, got {settings.timeout}")
-        for metrics in (settings.train_metrics, settings.evaluate_metrics):
-            ranges(metrics)
-        return settings
 
     def codec(self, dim: int, metrics: Mapping[str, tuple[float, float]], cohort: int) -> Codec:
         """How the reports of `cohort` sites travel: `dim` parameters and these metrics."""
@@ -188,18 +200,19 @@ def placeholder(name: str) -> Identity:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What a client knows of itself: its name, its roster, its floor, and what it may not do twice.
+    """What a client knows of itself: its name, its roster, its floor, its terms, and what it did already.
 
     `roster` is None where no identity was given: honest-but-curious only, and the journal is a memory that
-    the framework keeps with the rest of the state, under the key `key`.
+    the framework keeps with the rest of the state. Otherwise that state is sealed under `key`.
     """
 
     name: str
     identity: Identity
     roster: Mapping[str, bytes] | None
     policy: Policy
+    terms: Mapping[str, Any]
     journal: Journal
-    key: bytes | None
+    key: bytes | None = field(repr=False)
 
     @classmethod
     def of(cls, config: Mapping[str, Any], name: str, journal: bytes | None) -> Site:
@@ -209,8 +222,10 @@ class Site:
         (SQLite) stands beside the key file. `secagg-policy` is its floor, for instance
         "malicious+semi-malicious, cohort:5, included:4, corrupted:0.2": the threat models accepted (with
         an identity, only `malicious` unless others are named), the fewest in a cohort and in a sum, and
-        the least fraction of corrupted sites to be withstood. Without an identity, `name` is the
-        framework's name for it, and `journal` what `MemoryJournal.dump` gave last time.
+        the least fraction of corrupted sites in the roster to be withstood (with an identity, 0.1 unless
+        another is named). The settings among its keys are its terms; with an identity those that it does not
+        name are the defaults. Without an identity, `name` is the framework's name for it, and `journal` what
+        `MemoryJournal.dump` gave last time.
         """
         identity, roster = config.get(PREFIX + "identity"), config.get(PREFIX + "roster")
         if (identity is None) != (roster is None):
@@ -218,15 +233,33 @@ class Site:
                 f"expected both {PREFIX}identity and {PREFIX}roster in the site's configuration, or neither"
             )
         floor_of = policy(str(config.get(PREFIX + "policy", "")), pinned=identity is not None)
+        terms = Settings.of(config, _SITE_KEYS).terms
         if identity is None:
-            return cls(name, placeholder(name), None, floor_of, MemoryJournal.load(journal), None)
+            terms = {t: v for t, v in terms.items() if PREFIX + t.replace("_", "-") in config}
+            return cls(name, placeholder(name), None, floor_of, terms, MemoryJournal.load(journal), None)
         party = read_party(Path(str(identity)))
         beside = os.fspath(Path(str(identity)).with_suffix(".journal"))
         found = read_roster(Path(str(roster)))
         if found.get(party.name) != party.identity.public:
             raise LocalError(f"roster: {party.name!r} is not in it with the key of this site's identity")
         marks = _Marks(beside, party.journal_key)
-        return cls(party.name, party.identity, found, floor_of, marks, party.journal_key)
+        return cls(party.name, party.identity, found, floor_of, terms, marks, party.journal_key)
+
+    def check(self, settings: Settings) -> None:
+        """Raise `LocalError` unless the settings of a round are on this site's terms.
+
+        A server that chose them freely could ask, round by round, whether a weight is above `max_weight`, or
+        by a tiny clipping norm make an update its signs.
+        """
+        other = [PREFIX + t.replace("_", "-") for t, v in self.terms.items() if getattr(settings, t) != v]
+        if other:
+            raise LocalError(f"settings: {', '.join(other)}: not what this site's own configuration says")
+        # The session withstands at least that fraction of the cohort; the floor is of the whole roster.
+        if not settings.corrupted >= self.policy.min_corrupted:
+            raise LocalError(
+                f"policy: corrupted must be at least {self.policy.min_corrupted}, the settings have "
+                f"{settings.corrupted}"
+            )
 
 
 class _Marks(SqliteJournal):
@@ -248,7 +281,7 @@ def policy(text: str, *, pinned: bool) -> Policy:
     Each stands there once: of two, a reader might take the other to count.
     """
     models: Sequence[str] = (MALICIOUS,) if pinned else THREAT_MODELS
-    floors = {"cohort": 3.0, "included": 3.0, "corrupted": 0.0}
+    floors = {"cohort": 3.0, "included": 3.0, "corrupted": _FLOOR if pinned else 0.0}
     said = set()
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, colon, value = part.partition(":")

@@ -42,12 +42,15 @@ _log = logging.getLogger("flwr.secagg")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # seconds between two looks for replies
 
+_LONGEST_REASON = 300
+
 _SEE_SINGLE = {
     "Krum": "compares single updates", "MultiKrum": "compares single updates",
     "Bulyan": "compares single updates", "FedMedian": "takes a median of single updates",
     "FedTrimmedAvg": "sorts single updates", "QFedAvg": "weighs by each site's loss",
     "FedXgbBagging": "collects each site's trees", "FedXgbCyclic": "takes one site's trees at a time",
     "FedXgbNnAvg": "collects each site's trees", "DPFedAvgAdaptive": "reads each site's norm bit",
+    "DPFedAvgFixed": "takes a mean without weights and adds noise for each reply",
     "DifferentialPrivacyServerSideFixedClipping": "clips single updates at the server",
     "DifferentialPrivacyServerSideAdaptiveClipping": "clips single updates at the server",
     "DifferentialPrivacyClientSideAdaptiveClipping": "reads each site's norm bit",
@@ -108,9 +111,9 @@ class SecAggGrid(Grid):
         asked = list(messages)
         if not asked:
             return []
-        _check_caller()
-        _check_alike(asked)
         settings = self.settings(len(asked))
+        _check_caller(settings)
+        _check_alike(asked)
         cohort = self.gather([m.metadata.dst_node_id for m in asked], asked[0], settings)
         plan = Plan.of(category(asked[0]), asked[0].content, settings, max(1, len(cohort.names)))
         result = self.sum(asked[0], cohort, settings, plan.codec.length, plan.codec.bound, timeout)
@@ -153,11 +156,9 @@ class SecAggGrid(Grid):
                 cohort.faults.setdefault(node, silent)
         return cohort
 
-    def _proved(self, reply: Message, node: int) -> str:
+    def _proved(self, reply: Message | Error, node: int) -> str:
         assert self._roster is not None
-        if reply.has_error():
-            raise _Failed(reply.error)
-        record = reply.content.config_records.get(RECORD, ConfigRecord())
+        record = _content(reply).config_records.get(RECORD, ConfigRecord())
         name = record.get("name")
         try:
             if not isinstance(name, str) or name not in self._roster:
@@ -178,7 +179,8 @@ class SecAggGrid(Grid):
         name = task(self._context, like)
         number = self._count(name)
         names = sorted(cohort.names.values())
-        opening = Opening(settings, number, names, length, bound, hash_instruction(like.content))
+        hashed = hash_instruction(like.content, like, self._context.run_config)
+        opening = Opening(settings, number, names, length, bound, hashed)
         result: Aggregate | Aborted
         try:
             session = opening.session(name, self._roster)
@@ -194,10 +196,7 @@ class SecAggGrid(Grid):
                 fault = result.dropped[known]
                 reason = f"secagg: at {fault.stage}: {fault.cause}"
                 cohort.faults.setdefault(node, Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
-        said = {
-            cohort.names.get(node, str(node)): e.reason or f"error {e.code}"
-            for node, e in cohort.faults.items()
-        }
+        said = {cohort.names.get(node, str(node)): _said(e) for node, e in cohort.faults.items()}
         if isinstance(result, Aborted):
             self.rounds.append(Round(name, number, (), said, result))
         else:
@@ -245,7 +244,7 @@ class SecAggGrid(Grid):
 
     def _exchange(
         self, out: Mapping[int, RecordDict], like: Message, timeout: float | None
-    ) -> Iterator[tuple[int, Message]]:
+    ) -> Iterator[tuple[int, Message | Error]]:
         """Send to nodes and yield (node, reply) as they come, until all came or time is up."""
         kind, group = like.metadata.message_type, like.metadata.group_id
         letters = [Message(content, node, kind, ttl=timeout, group_id=group) for node, content in out.items()]
@@ -259,10 +258,10 @@ class SecAggGrid(Grid):
         end = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_PAUSE
         while waiting:
-            came = list(self._grid.pull_messages(set(waiting)))
-            for reply in came:
+            came = self._pull(waiting)
+            for answered, reply in came:
                 # Flower's own errors bear the SuperLink's number: what was answered tells whose they are.
-                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                node = waiting.pop(answered, None)
                 if node is not None:
                     yield node, reply
             left = _LONGEST_PAUSE if end is None else end - time.monotonic()
@@ -270,6 +269,23 @@ class SecAggGrid(Grid):
                 return
             pause = _FIRST_PAUSE if came else min(2 * pause, _LONGEST_PAUSE)
             time.sleep(min(pause, left))
+
+    def _pull(self, waiting: Mapping[str, int]) -> list[tuple[str, Message | Error]]:
+        """What came, by the id of what it answers. A reply that Flower cannot read is its node's error."""
+        try:
+            came = self._grid.pull_messages(set(waiting))
+            return [(reply.metadata.reply_to_message_id, reply) for reply in came]
+        except Exception as error:
+            found: list[tuple[str, Message | Error]] = []
+            unread = []
+            for one in waiting:
+                try:
+                    found += [(one, reply) for reply in self._grid.pull_messages({one})]
+                except Exception as failed:
+                    unread.append((one, _refusal(RemoteError(f"unreadable ({type(failed).__name__})"))))
+            if len(unread) == len(waiting):  # not the nodes' doing
+                raise error
+            return found + unread
 
     # What else a grid can do. What is pushed one by one would be answered one by one: refused.
 
@@ -314,16 +330,29 @@ class _Failed(Exception):
         self.error = error
 
 
+def _said(error: Error) -> str:
+    """What a node says of itself, fit for a log: one line, not too long."""
+    text = "".join(c if c.isprintable() else " " for c in (error.reason or "")[:_LONGEST_REASON])
+    return text or f"error {error.code}"
+
+
 def _refusal(error: Exception) -> Error:
     return Error(ErrorCode.MOD_FAILED_PRECONDITION, f"secagg: {error}")
 
 
-def _opened(reply: Message, session: Session, name: str | None) -> list[Envelope]:
-    """The envelopes in a reply, all of the node that Flower says it is from; else `_Failed`."""
+def _content(reply: Message | Error) -> RecordDict:
+    if isinstance(reply, Error):
+        raise _Failed(reply)
     if reply.has_error():
         raise _Failed(reply.error)
+    return reply.content
+
+
+def _opened(reply: Message | Error, session: Session, name: str | None) -> list[Envelope]:
+    """The envelopes in a reply, all of the node that Flower says it is from; else `_Failed`."""
+    content = _content(reply)
     try:
-        record = reply.content.array_records.get(LETTERS)
+        record = content.array_records.get(LETTERS)
         if record is None:
             raise RemoteError("it answered without protection: is secagg_mod attached to its function?")
         envelopes = unpack(record, session)
@@ -374,30 +403,36 @@ def _check_alike(asked: list[Message]) -> None:
     if len({m.metadata.dst_node_id for m in asked}) != len(asked):
         raise LocalError("a node is addressed twice in one round")
     different = {id(m.content): m.content for m in asked}
-    if len(different) > 1 and len({hash_instruction(content) for content in different.values()}) > 1:
+    groups = {m.metadata.group_id for m in asked}
+    if len(groups) > 1 or len({hash_instruction(c, asked[0], {}) for c in different.values()}) > 1:
         raise LocalError(
             "the strategy gives nodes different instructions: a sum over those could be one node's alone"
         )
 
 
-def _check_caller() -> None:
+def _check_caller(settings: Settings) -> None:
     """Refuse a strategy that needs single replies. A Grid is not told who calls it: the stack knows."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, Strategy):
-            check_averages(caller)
+            check_averages(caller, settings.max_weight)
         frame = frame.f_back
 
 
-def check_averages(strategy: Any) -> None:
+def check_averages(strategy: Any, max_weight: int) -> None:
     """Raise `LocalError` for a strategy, or one that it wraps, that is known to need single replies."""
+    name = type(strategy).__name__
     for kind in type(strategy).__mro__:
         if kind.__module__.startswith("flwr.") and kind.__name__ in _SEE_SINGLE:
             raise LocalError(
-                f"{type(strategy).__name__} {_SEE_SINGLE[kind.__name__]}: under secure aggregation there is "
-                "only their mean"
+                f"{name} {_SEE_SINGLE[kind.__name__]}: under secure aggregation there is only their mean"
             )
+    if getattr(strategy, "accountant", None) is not None and max_weight != 1:
+        raise LocalError(
+            f"{name} accounts for equal weights, and cannot see whether they are: set {PREFIX}max-weight = 1 "
+            "and let every node report 1"
+        )
     wrapped = getattr(strategy, "strategy", None)
     if wrapped is not None:
-        check_averages(wrapped)
+        check_averages(wrapped, max_weight)

@@ -9,8 +9,7 @@ one, the state of a session is as safe as the place where the SuperNode keeps it
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -67,7 +66,7 @@ def secagg_mod(message: Message, context: Context, call_next: ClientAppCallable)
         if (plan.codec.length, plan.codec.bound) != (opening.length, opening.bound):
             raise Refused("the instruction does not fit the round that was opened for it")
         message.content = instruction
-        return plan.encode(_replied(call_next(message, context)), opening.settings.weight_key)
+        return plan.encode(_replied(call_next(message, context)))
 
     return take_part(message, context, make if kind in ("train", "evaluate") else None)
 
@@ -106,14 +105,18 @@ def _answered(message: Message, context: Context, make: Make | None) -> RecordDi
         )
     kept = context.state.config_records.get(RECORD, ConfigRecord())
     journal = bytes_of(kept, "journal") if "journal" in kept else None
-    site = Site.of(context.node_config, str(context.node_id), journal)
+    try:
+        site = Site.of(context.node_config, str(context.node_id), journal)
+    except ValueError as error:  # it may name files and rules of this site
+        _log.error("secagg: this node's configuration cannot be used: %s", error)
+        raise Refused("its own configuration cannot be used; its log says why") from None
     if ours is not None and "who" in ours:
         signature = site.identity.sign(claim(context.run_id, context.node_id))
         return RecordDict({RECORD: ConfigRecord({"name": site.name, "signature": signature})})
     if ours is not None:
         _erase(context)  # a round that was never finished
         opening = Opening.from_bytes_checked(bytes_of(ours, "opening"))
-        _compare(opening.settings, context.run_config)
+        _check_terms(opening.settings, site, kept)
         session = opening.session(task(context, message), site.roster)
         client = session.client(site.name, site.identity, policy=site.policy, journal=site.journal)
         sent = client.handle(Started())
@@ -131,6 +134,8 @@ def _answered(message: Message, context: Context, make: Make | None) -> RecordDi
         sent += client.handle(Received(envelope))
     instruction = instruction_in(content)
     if instruction and client.result is None:
+        if hash_instruction(instruction, message, context.run_config) != opening.instruction:
+            raise Refused("the instruction is not the one that the round was opened for")
         sent += client.handle(Input(_vector(instruction, opening, make)))
     _keep(client, context, site, opening)
     return RecordDict({LETTERS: pack(sent)})
@@ -138,8 +143,6 @@ def _answered(message: Message, context: Context, make: Make | None) -> RecordDi
 
 def _vector(instruction: RecordDict, opening: Opening, make: Make) -> NDArray[np.int64]:
     """Do what the instruction says. What fails in there may tell what is private: the log has it."""
-    if hash_instruction(instruction) != opening.instruction:
-        raise Refused("the instruction is not the one that the round was opened for")
     try:
         return make(instruction, opening)
     except Refused:
@@ -152,7 +155,7 @@ def _vector(instruction: RecordDict, opening: Opening, make: Make) -> NDArray[np
 
 def _keep(client: ClientMachine, context: Context, site: Site, opening: Opening) -> None:
     """Keep the client's state until the next message, or nothing if this was the last."""
-    kept = ConfigRecord()
+    kept = ConfigRecord({"terms": msgspec.msgpack.encode(opening.settings.terms)})
     if client.result is None:
         # Without an identity's file there is no place for a key but beside what it opens.
         key = site.key or system(32)
@@ -168,17 +171,18 @@ def _keep(client: ClientMachine, context: Context, site: Site, opening: Opening)
 
 
 def _erase(context: Context) -> None:
-    """Forget the round, but not which rounds were answered."""
+    """Forget the round, but not which rounds were answered, and on what terms."""
     kept = context.state.config_records.get(RECORD, ConfigRecord())
-    if "journal" in kept:
-        context.state[RECORD] = ConfigRecord({"journal": kept["journal"]})
+    left = ConfigRecord({k: v for k, v in kept.items() if k in ("journal", "terms")})
+    if left:
+        context.state[RECORD] = left
     elif RECORD in context.state:
         del context.state[RECORD]
 
 
-def _compare(settings: Settings, run_config: Mapping[str, Any]) -> None:
-    """What the run's configuration says at this node must be what the server says."""
-    own = Settings.of(run_config, **msgspec.to_builtins(settings))
-    names = [f for f in settings.__struct_fields__ if getattr(own, f) != getattr(settings, f)]
-    if names:
-        raise Refused(f"the server's settings differ from this node's run_config: {', '.join(names)}")
+def _check_terms(settings: Settings, site: Site, kept: ConfigRecord) -> None:
+    """Refuse settings that are not on the site's terms, or that change within a run."""
+    site.check(settings)
+    before = kept.get("terms")
+    if before is not None and before != msgspec.msgpack.encode(settings.terms):
+        raise Refused("the settings are not those of this run's first round")

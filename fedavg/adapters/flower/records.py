@@ -51,14 +51,16 @@ def instruction_in(content: RecordDict) -> RecordDict:
     return RecordDict({name: r for name, r in content.items() if name not in (RECORD, LETTERS)})
 
 
-def hash_instruction(content: RecordDict) -> bytes:
-    """SHA-256 over all records of an instruction, in order: 32 bytes.
+def hash_instruction(instruction: RecordDict, message: Message, run_config: Mapping[str, Any]) -> bytes:
+    """SHA-256 over all that an app is told: an instruction's records in order, its group, the run's
+    configuration. 32 bytes.
 
     The whole of it, not only the model: were one node told a learning rate and all others 0, the sum would
     be that node's update.
     """
-    parts = []
-    for name, record in content.items():
+    told = (message.metadata.group_id, sorted(run_config.items()))
+    parts = [msgspec.msgpack.encode(told)]
+    for name, record in instruction.items():
         kind = type(record).__name__
         if isinstance(record, ArrayRecord):
             parts.append(msgspec.msgpack.encode((name, kind, len(record))))
@@ -103,6 +105,7 @@ class Plan:
     """
 
     name: str
+    weight_key: str
     keys: tuple[str, ...]
     arrays: tuple[NDArray[Any], ...]
     layout: Layout
@@ -114,7 +117,8 @@ class Plan:
         """The plan for `cohort` nodes to "train" or "evaluate". Raises `LocalError` if there can be none."""
         if kind == "evaluate":
             metrics = ranges(settings.evaluate_metrics)
-            return cls("", (), (), Layout((), ()), metrics, settings.codec(0, metrics, cohort))
+            codec = settings.codec(0, metrics, cohort)
+            return cls("", settings.weight_key, (), (), Layout((), ()), metrics, codec)
         records = instruction.array_records
         if len(records) != 1:
             raise LocalError(f"instruction: expected one ArrayRecord to train on, got {len(records)}")
@@ -124,16 +128,16 @@ class Plan:
         if not layout.dim:
             raise LocalError("instruction: there is no array of floats in it to average")
         codec = settings.codec(layout.dim, metrics, cohort)
-        return cls(name, tuple(record), arrays, layout, metrics, codec)
+        return cls(name, settings.weight_key, tuple(record), arrays, layout, metrics, codec)
 
-    def encode(self, reply: RecordDict, weight_key: str) -> NDArray[np.int64]:
+    def encode(self, reply: RecordDict) -> NDArray[np.int64]:
         """A node's reply as integers. The errors (`ValueError`) may tell what is private: for its own log."""
         update = self._update(reply) if self.arrays else np.zeros(0)
         numbers = _numbers(reply)
-        missing = [name for name in (weight_key, *self.metrics) if name not in numbers]
+        missing = [name for name in (self.weight_key, *self.metrics) if name not in numbers]
         if missing:
             raise ValueError(f"reply: there is no number {', '.join(missing)} in its metrics")
-        weight: Any = numbers[weight_key]  # the codec refuses what is no integer
+        weight: Any = numbers[self.weight_key]  # the codec refuses what is no integer
         return self.codec.encode(update, weight, system, [numbers[m] for m in self.metrics])
 
     def _update(self, reply: RecordDict) -> NDArray[np.float64]:
@@ -167,7 +171,7 @@ class Plan:
         """The content of a reply to the strategy, in the form of the API that the instruction is of."""
         if any(name.startswith(("fitins.", "evaluateins.")) for name in instruction):
             return self._legacy(arrays, metrics, share)
-        content = RecordDict({"metrics": MetricRecord({**metrics, "num-examples": share})})
+        content = RecordDict({"metrics": MetricRecord({**metrics, self.weight_key: share})})
         if self.arrays:
             content[self.name] = ArrayRecord(dict(zip(self.keys, map(Array, arrays), strict=True)))
         return content
@@ -192,7 +196,10 @@ def _numpy(array: Array) -> NDArray[Any]:
 
 
 def _numbers(reply: RecordDict) -> dict[str, float | int]:
-    """All single numbers among a reply's metrics; the legacy API has some of them in a ConfigRecord."""
+    """All single numbers among a reply's metrics; the legacy API has some of them in a ConfigRecord.
+
+    Where names are the same, the legacy API's own loss and number of examples count.
+    """
     legacy = [r for name, r in reply.config_records.items() if name.endswith("res.metrics")]
-    found: list[MetricRecord | ConfigRecord] = [*reply.metric_records.values(), *legacy]
+    found: list[MetricRecord | ConfigRecord] = [*legacy, *reply.metric_records.values()]
     return {k: v for record in found for k, v in record.items() if isinstance(v, (int, float))}

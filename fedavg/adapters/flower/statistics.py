@@ -5,8 +5,9 @@
 
 A node's own configuration says what it holds and how it guards it: `secagg-table`, the path of a CSV file;
 `secagg-min-cell`, below which it hides counts (default 5); `secagg-query-budget`, how many queries it answers
-at all (default 20), counted in a file beside the table. What these protect from, and what not, stands at the
-top of `fedavg.statistics`.
+at all (default 20), counted in a file beside the table; `secagg-max-records`, the bound that a query must
+name (default 10000 with an identity, else any). What these protect from, and what not, stands at the top of
+`fedavg.statistics`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ _log = logging.getLogger("flwr.secagg")
 
 QUERY = "query"
 _KIND = "query.statistics"
+_MAX_RECORDS = 10_000
 
 AnyPath = str | os.PathLike[str]
 
@@ -76,6 +78,9 @@ def _answer(
     if not isinstance(most, int) or (length(query), bound(query, most)) != (opening.length, opening.bound):
         raise Refused("the query does not fit the round that was opened for it")
     own = context.node_config
+    known = own.get(PREFIX + "max-records", _MAX_RECORDS if PREFIX + "identity" in own else most)
+    if most != known:
+        raise Refused(f"max_records is not {PREFIX}max-records of its own configuration")
     path = own.get(PREFIX + "table") if table is None else table(context)
     if path is None:
         raise ValueError(f"expected {PREFIX}table, the path of a CSV file, in the node's configuration")
@@ -90,14 +95,15 @@ def _answer(
 
 def ask(
     grid: SecAggGrid, queries: Iterable[Query], max_records: int, *, min_nodes: int = 3,
-    timeout: float | None = None,
-) -> list[Result]:  # fmt: skip
-    """One round for each query, over all nodes once `min_nodes` are there; their results.
+    timeout: float = 600.0,
+) -> list[Result | Aborted]:  # fmt: skip
+    """One round for each query, over all nodes once `min_nodes` are there; each one's result, or why none.
 
-    `max_records` is a public bound on a node's records: one with more does not answer. `timeout`, in
-    seconds, is for a node's work on a query. Raises `Aborted` if there is no sum.
+    `max_records` is a public bound on a node's records: one with more does not answer, and one with an
+    identity only if its configuration has the same bound. `timeout`, in seconds, is for a node's work on a
+    query.
     """
-    results = []
+    results: list[Result | Aborted] = []
     for query in queries:
         content = RecordDict({QUERY: ConfigRecord({"query": to_bytes(query), "max_records": max_records})})
         while len(nodes := list(grid.get_node_ids())) < min_nodes:
@@ -107,6 +113,10 @@ def ask(
         cohort = grid.gather(nodes, like, settings)
         total = grid.sum(like, cohort, settings, length(query), bound(query, max_records), timeout)
         if isinstance(total, Aborted):
-            raise total
-        results.append(finish(query, total.sum, len(total.included), max_records))
+            results.append(total)
+            continue
+        try:
+            results.append(finish(query, total.sum, len(total.included), max_records))
+        except ValueError as error:  # no proof says that answers are honest: one node can spoil a sum
+            results.append(Aborted("sum", str(error), revealed=True))
     return results

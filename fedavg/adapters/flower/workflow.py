@@ -79,7 +79,7 @@ class SecAggPlusWorkflow:
 
         if not isinstance(context, LegacyContext):
             raise TypeError(f"context: expected a LegacyContext, got {type(context).__name__}")
-        check_averages(context.strategy)
+        check_averages(context.strategy, self._given["max_weight"])
         if self._wrapped is None:  # one for all rounds, since it counts them
             self._wrapped = _WorkflowGrid(grid, context, roster=self._roster, **self._given)
             self._wrapped.wanted = (self._shares, self._threshold, self._timeout)
@@ -103,13 +103,12 @@ class _WorkflowGrid(SecAggGrid):
         threshold = round(threshold * shares) if isinstance(threshold, float) or threshold == 1 else threshold
         degree, threshold = min(int(shares), cohort) - 1, int(threshold)
         demands = (cohort, found.corrupted, found.dropout, found.protocol, found.threat_model)
-        own = parameters(*demands)
         try:
             parameters(*demands, degree=degree, threshold=threshold)
         except Infeasible as error:
             _log.warning(
-                "secagg: num_shares %d, reconstruction_threshold %d are not safe here (%s): taking %d, %d",
-                shares, threshold, error, own.degree + 1, own.threshold,
+                "secagg: num_shares %d and reconstruction_threshold %d are not safe here (%s): taking others",
+                shares, threshold, error,
             )  # fmt: skip
             return found
         return msgspec.structs.replace(found, degree=degree, threshold=threshold)

@@ -2,6 +2,7 @@ from flwr.serverapp import ServerApp
 
 from fedavg.adapters.flower import SecAggGrid, ask
 from fedavg.statistics import Count, Histogram, Variance, equal_edges, tabulate
+from protocols.errors import Aborted
 
 QUERIES = [Count(), Variance("mean radius", 5, 30), Histogram("worst area", equal_edges(0, 3000, 6))]
 
@@ -10,5 +11,5 @@ app = ServerApp()
 
 @app.main()
 def main(grid, context):
-    for title, rows in tabulate(ask(SecAggGrid(grid, context), QUERIES, max_records=1000)):
-        print(title, *rows, sep="\n")
+    for found in ask(SecAggGrid(grid, context), QUERIES, max_records=1000):
+        print(found if isinstance(found, Aborted) else tabulate([found]))
