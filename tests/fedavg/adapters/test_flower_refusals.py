@@ -221,12 +221,23 @@ def changed(flower: Any, how: str) -> RecordDict:
             content["config"]["lr"] = 0.0
         case "a type":
             content["config"]["n"] = 1.0
+        case "a key":
+            arrays = dict(content["arrays"].items())
+            content["arrays"] = ArrayRecord({k.replace("1", "9"): a for k, a in arrays.items()})
+        case "a record's name":
+            content["setup"] = content.pop("config")
+        case "a record's kind":
+            content["config"] = MetricRecord({"lr": 0.1, "n": 1})
         case "one more":
             content["more"] = MetricRecord({"x": 1})
     return content
 
 
-@pytest.mark.parametrize("how", ["an array", "a shape", "the order", "a setting", "a type", "one more"])
+@pytest.mark.parametrize(
+    "how",
+    ["an array", "a shape", "the order", "a setting", "a type", "a key", "a record's name",
+     "a record's kind", "one more"],
+)  # fmt: skip
 def test_different_instructions(flower: Any, how: str) -> None:
     play = flower.Play()
     messages = [Message(changed(flower, how if n == 104 else ""), n, "train") for n in play.nodes]
