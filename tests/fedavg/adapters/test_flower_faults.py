@@ -271,6 +271,8 @@ def test_a_cheat_is_out_and_named(flower: Any, count: int, cheat: Cheat) -> None
         assert play.secure.rounds[-1].aborted is None or replies[101].has_error()
         return
     play.check(replies, [101, 102, 103, 105])
+    if cheat is CHEATS["too long"]:  # before any of it is looked at
+        assert "envelope too long" in replies[104].error.reason
 
 
 @pytest.mark.parametrize("cheat", CHEATS.values(), ids=CHEATS)

@@ -211,6 +211,18 @@ def test_between_messages_and_after_with_an_identity(flower: Any, sites: Callabl
     assert not states(play)
 
 
+def test_the_state_is_small(flower: Any) -> None:
+    """No vector is in it, masked or not: Flower stores it after each message."""
+    sizes: list[int] = []
+    play = flower.Play(nodes=3, config={"secagg-clipping-norm": 100.0})
+    record = ArrayRecord({"w": Array(np.zeros(100_000, np.float32))})
+    play.grid.down = lambda node, count, message: sizes.append(
+        recorddict_to_proto(play.grid.contexts[node].state).ByteSize()
+    )
+    play.check(play.train(record), play.nodes, record)
+    assert 0 < max(sizes) < 10_000
+
+
 def test_the_update_is_not_in_the_state(flower: Any) -> None:
     play = flower.Play(telling_app(), config=CONFIG)
 
