@@ -16,6 +16,12 @@ from pathlib import Path
 from deployment import Deployment
 
 HERE = Path(__file__).parent
+# What each hospital agreed to beforehand: which metrics, in which ranges, and how large a table may be.
+TERMS = {
+    "secagg-train-metrics": "loss:0:5",
+    "secagg-evaluate-metrics": "accuracy:0:1",
+    "secagg-max-records": 1000,
+}
 NAMES = ("oslo", "pisa", "york", "graz", "lyon")
 AGREED = {"secagg-threat-model": "malicious", "secagg-timeout": 25.0}
 
@@ -32,6 +38,7 @@ def prepare(folder):
             "secagg-identity": str(folder / f"{name}.key"),
             "secagg-roster": str(folder / "roster.json"),
             "secagg-table": str(folder / f"{name}.csv"),
+            **TERMS,
         }
         for name in NAMES
     ]
