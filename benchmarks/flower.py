@@ -278,6 +278,7 @@ class Found:
     costs: list[Cost] = field(default_factory=list)
     fates: list[Fate] = field(default_factory=list)
     empty: float = 0.0
+    empty_cpu: float = 0.0
 
 
 class CpuClock:
@@ -378,12 +379,13 @@ def server_app(found: Found, dims: Iterable[int], count: int, patience: float) -
         rounds = Rounds(watched, context, 600.0, "ours")
         for dim in dims:
             found.costs += measure(rounds, dim, count)
-        times = []
+        times, clock = [], CpuClock()
+        cpu = clock()
         for _ in range(count):
             start = time.perf_counter()
             ask(grid, "query", RecordDict())
             times.append(time.perf_counter() - start)
-        found.empty = statistics.median(times)
+        found.empty, found.empty_cpu = statistics.median(times), (clock() - cpu) / count
         found.fates += fail(Rounds(watched, context, patience, "ours_in_trouble"))
 
     @app.main()
@@ -413,10 +415,13 @@ def report(where: dict[str, str], found: Found, count: int, patience: float) -> 
         f"as protobuf, that one client sends. An exchange of nothing takes {found.empty * 1e3:.0f} ms:",
         "Flower looks for messages ten times a second, so wall times are steps of that and a plain round is",
         'one or two: the ratio of CPU times is the steadier one. "Waiting" is one step for each exchange.',
+        f"The same exchange of nothing takes {found.empty_cpu:.3f} s of CPU: four exchanges in the place of",
+        'one take three of these more than a plain round, whatever is in them ("least").',
         "Made by `benchmarks/flower.py --write`.",
         "",
-        "| round | parameters | exchanges | wall s | waiting s | ratio | CPU s | ratio | bytes up | ratio |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| round | parameters | exchanges | wall s | waiting s | ratio "
+        "| CPU s | ratio | least | bytes up | ratio |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     plain = {c.dim: c for c in found.costs if c.kind == "plain"}
     for c in found.costs:
@@ -424,6 +429,7 @@ def report(where: dict[str, str], found: Found, count: int, patience: float) -> 
         lines.append(
             f"| {KINDS[c.kind]} | {c.dim:,} | {c.exchanges} | {c.wall:.2f} | {c.exchanges * found.empty:.2f} "
             f"| **{c.wall / unit.wall:.2f}** | {c.cpu:.2f} | **{c.cpu / unit.cpu:.2f}** "
+            f"| {(unit.cpu + (c.exchanges - 1) * found.empty_cpu) / unit.cpu:.2f} "
             f"| {c.bytes_up:,.0f} | **{c.bytes_up / unit.bytes_up:.2f}** |"
         )
     lines += [
