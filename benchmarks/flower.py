@@ -48,7 +48,7 @@ from fedavg.adapters.flower import SecAggGrid, secagg_mod
 CLIENTS, SHARES, THRESHOLD = 10, 10, 6  # complete graph, and what our parameter finder takes for 10 clients
 EXAMPLES, MAX_WEIGHT = 10, 1000
 STEP = 0.1  # length of the first client's update
-STAGES = ("keys", "shares", "masked", "unmask")  # as our protocol calls its messages; Flower's has the same
+STAGES = ("keys", "shares", "masked", "reveals")  # as our protocol's; Flower's has the same four
 
 
 # ----------------------------------------------------------------------------------------- the clients

@@ -17,6 +17,7 @@ NAMES = ("oslo", "pisa", "york", "graz", "lyon", "cork", "riga", "bern", "gent",
 
 def write(folder, count=5, seed=1):
     """Write `count` tables into `folder`; their paths."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
     data, names = breast_cancer(), list(NAMES[:count])
     parts = dirichlet(data.y, names, np.random.default_rng(seed), 1.0, least=30)
     paths = []

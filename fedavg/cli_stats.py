@@ -12,11 +12,11 @@ from fedavg.statistics import (
     Contingency,
     Count,
     Histogram,
+    Holding,
     Mean,
     Quantile,
     Query,
     Result,
-    Site,
     Variance,
     equal_edges,
     shown,
@@ -79,13 +79,13 @@ def _split(words: str, mark: str, form: str) -> Any:
     return tuple(part.strip() for part in parts)
 
 
-def sites(paths: Sequence[Path], min_cell: int, budget: int) -> dict[str, Site]:
+def sites(paths: Sequence[Path], min_cell: int, budget: int) -> dict[str, Holding]:
     """A site for each file, by the file's name without its ending."""
-    found: dict[str, Site] = {}
+    found: dict[str, Holding] = {}
     for path in paths:
         if path.stem in found:
             raise ValueError(f"{path}: there is already a site named {path.stem!r}: rename the file")
-        found[path.stem] = Site(read_table(path), min_cell, Budget(budget))
+        found[path.stem] = Holding(read_table(path), min_cell, Budget(budget))
     return found
 
 

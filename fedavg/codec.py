@@ -136,22 +136,23 @@ class Codec:
 
         Raises `ValueError` if the sum cannot be one of that many encoded vectors.
         """
-        centred, weights = self._mean(total, included)
-        return centred[: self.dim] * self.step, weights
+        centred, weights = self._mean(total, included, slice(self.dim))
+        return centred * self.step, weights
 
     def decode_metrics(self, total: NDArray[Any], included: int) -> list[float]:
-        """The weighted mean of each metric, in order; off by at most (highest - lowest) / `step` of it.
+        """The weighted mean of each metric, in order.
 
-        Raises `ValueError` as `decode` does.
+        Off by at most `error(included, weights) / clipping_norm` of half its range. Raises `ValueError` as
+        `decode` does.
         """
-        centred, _ = self._mean(total, included)
+        centred, _ = self._mean(total, included, slice(self.dim, -1))
         return [
             float(low + (high - low) * (place / self.middle + 1.0) / 2.0)
-            for place, (low, high) in zip(centred[self.dim :], self.metrics, strict=True)
+            for place, (low, high) in zip(centred, self.metrics, strict=True)
         ]
 
-    def _mean(self, total: NDArray[Any], included: int) -> tuple[Floats, int]:
-        """The weighted mean on the grid, centred, and the sum of weights."""
+    def _mean(self, total: NDArray[Any], included: int, part: slice) -> tuple[Floats, int]:
+        """The weighted mean of a part of the sum, on the grid and centred, and the sum of weights."""
         total = np.asarray(total)
         if total.shape != (self.length,):
             raise ValueError(f"sum: expected {self.length} entries, got shape {total.shape}")
@@ -159,5 +160,5 @@ class Codec:
         if included < 1 or not included <= weights <= included * self.max_weight:
             raise ValueError(f"sum: weights of {included} clients cannot add up to {weights}")
         # Exact in float64 below 2^53: sums are at most included * 2^32.
-        centred = total[:-1].astype(np.float64) - float(included * self.middle)
+        centred = total[part].astype(np.float64) - float(included * self.middle)
         return centred * (self.max_weight / weights), weights

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedavg.params import Floats
+from secagg.labels import Label
 from secagg.randomness import Rng, seeded
 
 _CHUNK = 1 << 14
@@ -23,7 +24,7 @@ def round_stochastically(values: Floats, rng: Rng) -> NDArray[np.int64]:
     stays what it is. Takes 32 bytes of `rng`, and from them 8 bytes of its stream a value.
     """
     rounded = np.empty(values.size, np.int64)
-    stream = seeded(b"rounding", rng(32))
+    stream = seeded(Label.ROUNDING.value.encode(), rng(32))
     for start in range(0, values.size, _CHUNK):  # what is worked on stays in the cache
         part = values[start : start + _CHUNK]
         out = rounded[start : start + _CHUNK]

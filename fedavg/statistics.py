@@ -256,7 +256,7 @@ def _points(query: Mean | Variance, max_records: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class Holding:
     """What a site holds and its own rules: cells below `min_cell` records are hidden (1 hides none)."""
 
     table: Table
@@ -267,7 +267,7 @@ class Site:
         _check_integer("min_cell", self.min_cell, 1, MAX_RECORDS)
 
 
-def answer(query: Query, site: Site, max_records: int) -> NDArray[np.int64]:
+def answer(query: Query, holding: Holding, max_records: int) -> NDArray[np.int64]:
     """A site's answer: `length(query)` integers from 0 to `bound(query, max_records)` - 1.
 
     The query is charged to the site's budget first, whatever comes of it. Counts are one entry a cell. A
@@ -278,8 +278,8 @@ def answer(query: Query, site: Site, max_records: int) -> NDArray[np.int64]:
     column that is asked for, or with a value in it that is not a number, where one is needed.
     """
     _check_integer("max_records", max_records, 1, MAX_RECORDS)
-    table = site.table
-    site.budget.spend()
+    table = holding.table
+    holding.budget.spend()
     if len(table) > max_records:
         raise ValueError(f"{table.name}: expected at most {max_records} records, got {len(table)}")
     kept = _where(query, table)
@@ -288,7 +288,7 @@ def answer(query: Query, site: Site, max_records: int) -> NDArray[np.int64]:
             cells = np.array([kept.sum()])
         case Mean() | Variance():
             sums = _moments(query, _present(table.numbers(query.column)[kept]), max_records)
-            return sums if sums[0] >= site.min_cell else np.zeros_like(sums)
+            return sums if sums[0] >= holding.min_cell else np.zeros_like(sums)
         case Histogram():
             values = _present(table.numbers(query.column)[kept])
             place = np.searchsorted(query.edges, values, side="right")
@@ -305,7 +305,7 @@ def answer(query: Query, site: Site, max_records: int) -> NDArray[np.int64]:
             cells = np.bincount(pairs[kept & there & also], minlength=length(query))
         case _:
             assert_never(query)
-    return np.where(cells < site.min_cell, 0, cells).astype(np.int64)
+    return np.where(cells < holding.min_cell, 0, cells).astype(np.int64)
 
 
 def _where(query: Query, table: Table) -> NDArray[np.bool_]:
@@ -374,8 +374,10 @@ class Average:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of `count` values; None for none. Mean and deviation are off by `error` at most, as of `Average`,
-    and so the variance by `variance_error`."""
+    """`mean`, `variance` (of the population) and `deviation` of `count` values, None for none.
+
+    Mean and deviation are off by `error` at most, as of `Average`, and so the variance by `variance_error`.
+    """
 
     query: Variance
     sites: int
@@ -562,7 +564,7 @@ def _check_sum(possible: bool, included: int) -> None:
 
 
 def ask(
-    queries: Iterable[Query], sites: Mapping[str, Site], aggregate: Aggregator, max_records: int
+    queries: Iterable[Query], sites: Mapping[str, Holding], aggregate: Aggregator, max_records: int
 ) -> list[Result]:
     """Ask all sites in memory, one round of the aggregator for each query, counted from 0.
 

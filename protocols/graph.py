@@ -139,7 +139,8 @@ class Parameters:
 _TINY = 1e-14  # keeps a product such as 0.29 * 100 from falling just below its integer
 
 
-def _count(fraction: float, n: int) -> int:
+def whole(fraction: float, n: int) -> int:
+    """A fraction of n clients, rounded down; what floats lose of a whole number is no loss."""
     return floor((fraction + _TINY) * n)
 
 
@@ -239,7 +240,7 @@ def reference_parameters(
             f"{threat_model}: corrupted + {'2 * ' if twice == 2 else ''}dropout must be at most 0.9, "
             f"got {corrupted} and {dropout}"
         )
-    bad, surviving = _count(corrupted, n), ceil((1 - dropout - _TINY) * n)
+    bad, surviving = whole(corrupted, n), ceil((1 - dropout - _TINY) * n)
     for degree in range(2, n - 1, 2):
         low, high = _thresholds(n, degree, bad, surviving, twice == 2, sigma, eta, n)
         if low <= high:
@@ -281,7 +282,7 @@ def parameters(
         raise Infeasible(_NO_SPARSE_MALICIOUS)
     signed = threat_model != HONEST_BUT_CURIOUS
     # A model with an active server in which nobody is corrupted would claim nothing worth the price.
-    bad, gone = max(_count(corrupted, n), int(signed)), _count(dropout, n)
+    bad, gone = max(whole(corrupted, n), int(signed)), whole(dropout, n)
     quorum = (n + bad) // 2 + 1 if signed else 0
     if quorum > n - gone:
         raise Infeasible(

@@ -144,15 +144,18 @@ class MemoryJournal:
 class SqliteJournal:
     """A journal in a SQLite file that also keeps each machine's newest state, sealed under `key`.
 
-    `key` is 32 bytes kept apart from the file. Writes are durable when `commit` returns: SQLite's
-    `synchronous = EXTRA`, which also syncs the folder, without which a lost power supply could bring an
-    older state back.
+    `key` is 32 bytes kept apart from the file. `states` false keeps no state, only that steps were taken: for
+    a framework that keeps the states itself, and may never come back for a round. Writes are durable when
+    `commit` returns: SQLite's `synchronous = EXTRA`, which also syncs the folder, without which a lost power
+    supply could bring an older state back.
     Raises `LocalError` if the file cannot be opened or is something else.
     """
 
-    def __init__(self, path: str | PathLike[str], key: bytes, *, rng: Rng = system) -> None:
+    def __init__(
+        self, path: str | PathLike[str], key: bytes, *, states: bool = True, rng: Rng = system
+    ) -> None:
         check_key(key)
-        self._key, self._rng = key, rng
+        self._key, self._states, self._rng = key, states, rng
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA synchronous = EXTRA")
@@ -176,7 +179,7 @@ class SqliteJournal:
         contribution: Contribution | None = None,
     ) -> None:  # fmt: skip
         """See `Journal.commit`; all of it is stored in one transaction."""
-        sealed = seal_state(self._key, state(), machine, self._rng)
+        sealed = seal_state(self._key, state(), machine, self._rng) if self._states else None
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:

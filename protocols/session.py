@@ -129,6 +129,7 @@ class Session:
             n, corrupted, dropout, protocol, threat_model, degree=degree, threshold=threshold
         )
         least = self.parameters.min_included
+        # More than there are is infeasible, not a slip of the caller: another cohort may be larger.
         wanted = least if min_included is None else _integer("min_included", min_included, least, MAX_DIM)
         if wanted > n:
             raise Infeasible(f"min_included: expected {least} to {n}, got {wanted}")

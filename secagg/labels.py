@@ -35,7 +35,10 @@ class Label(Enum):
     SNAPSHOT = "snapshot"
     MODEL = "model"
     PLACEHOLDER = "placeholder identity"
-    NAME = "name of a node"
+    CLAIM = "claim to a name"
+    INSTRUCTION = "instruction"
+    OPENING = "opening of a round"
+    ROUNDING = "rounding"
     ROSTER = "roster"
 
 

@@ -23,5 +23,5 @@ def test_small_edition_runs(tmp_path: Path) -> None:
     survived = {row[1]: row[2:] for row in rows if row[0] == "this library" and len(row) == 4}
     without = ["mean of the other 9"] * 2
     assert survived == {
-        "keys": without, "shares": without, "masked": without, "unmask": ["mean of all 10"] * 2
+        "keys": without, "shares": without, "masked": without, "reveals": ["mean of all 10"] * 2
     }  # fmt: skip

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
 from fedavg.adapters.flower.records import (
-    LETTERS,
+    ENVELOPES,
     RECORD,
     Plan,
     bytes_of,
     category,
     claim,
     hash_instruction,
+    log,
     pack,
     task,
     unpack,
 )
+from fedavg.adapters.flower.strategies import check_caller
 from fedavg.adapters.opening import PREFIX, Opening, Settings
 from protocols.errors import Aborted, Infeasible, LocalError, RemoteError
 from protocols.machine import Aggregate, Received, StageClosed
@@ -38,28 +36,17 @@ from protocols.wire import Envelope
 from secagg.invalid import Invalid
 from secagg.keys import verify
 
-_log = logging.getLogger("flwr.secagg")
-
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # seconds between two looks for replies
 
 _LONGEST_REASON = 300
 
-_SEE_SINGLE = {
-    "Krum": "compares single updates", "MultiKrum": "compares single updates",
-    "Bulyan": "compares single updates", "FedMedian": "takes a median of single updates",
-    "FedTrimmedAvg": "sorts single updates", "QFedAvg": "weighs by each site's loss",
-    "FedXgbBagging": "collects each site's trees", "FedXgbCyclic": "takes one site's trees at a time",
-    "FedXgbNnAvg": "collects each site's trees", "DPFedAvgAdaptive": "reads each site's norm bit",
-    "DPFedAvgFixed": "takes a mean without weights and adds noise for each reply",
-    "DifferentialPrivacyServerSideFixedClipping": "clips single updates at the server",
-    "DifferentialPrivacyServerSideAdaptiveClipping": "clips single updates at the server",
-    "DifferentialPrivacyClientSideAdaptiveClipping": "reads each site's norm bit",
-}  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What became of one round: who is in the sum, who is not and why, or why there is none."""
+    """What became of one round: who is in the sum, who is not, or why there is none.
+
+    `number` counts from 1 within `task`; `dropped` is name -> reason.
+    """
 
     task: str
     number: int
@@ -112,20 +99,17 @@ class SecAggGrid(Grid):
         if not asked:
             return []
         settings = self.settings(len(asked))
-        _check_caller(settings)
+        check_caller(settings.max_weight)
         _check_alike(asked)
         cohort = self.gather([m.metadata.dst_node_id for m in asked], asked[0], settings)
         plan = Plan.of(category(asked[0]), asked[0].content, settings, max(1, len(cohort.names)))
         result = self.sum(asked[0], cohort, settings, plan.codec.length, plan.codec.bound, timeout)
         try:
             return _replies(result, asked, cohort, plan)
-        except ValueError as error:  # no proof says that vectors are honest: one node can spoil a sum
-            spoilt = Aborted("mean", str(error), revealed=True)
-            self.rounds[-1] = replace(self.rounds[-1], included=(), aborted=spoilt)
-            _tell(self.rounds[-1])
-            return _replies(spoilt, asked, cohort, plan)
+        except ValueError as error:
+            return _replies(self.spoilt(error), asked, cohort, plan)
 
-    def settings(self, cohort: int) -> Settings:
+    def settings(self, nodes: int) -> Settings:
         """The settings for a round of so many nodes."""
         return Settings.of(self._context.run_config, **self._defaults)
 
@@ -205,6 +189,13 @@ class SecAggGrid(Grid):
         _tell(self.rounds[-1])
         return result
 
+    def spoilt(self, error: ValueError) -> Aborted:
+        """The last round had a sum, but none that can be: no proof says that vectors are honest."""
+        aborted = Aborted("sum", str(error), revealed=True)
+        self.rounds[-1] = replace(self.rounds[-1], included=(), aborted=aborted)
+        _tell(self.rounds[-1])
+        return aborted
+
     def _count(self, name: str) -> int:
         """The number of this round of its task; in the context, where a second grid goes on from it."""
         counts = self._context.state.config_records.get(RECORD, ConfigRecord())
@@ -234,10 +225,10 @@ class SecAggGrid(Grid):
                 except _Failed as failed:
                     cohort.faults[node] = failed.error
             outbox += server.handle(StageClosed(stage))
-            letters: dict[int, list[Envelope]] = {}
+            by_node: dict[int, list[Envelope]] = {}
             for envelope in outbox:
-                letters.setdefault(nodes[envelope.to], []).append(envelope)
-            out = {node: RecordDict({LETTERS: pack(es)}) for node, es in letters.items()}
+                by_node.setdefault(nodes[envelope.to], []).append(envelope)
+            out = {node: RecordDict({ENVELOPES: pack(es)}) for node, es in by_node.items()}
         for _ in self._exchange(out, like, opening.settings.timeout):  # an abort: nodes forget the round
             pass
         return server.result
@@ -247,14 +238,16 @@ class SecAggGrid(Grid):
     ) -> Iterator[tuple[int, Message | Error]]:
         """Send to nodes and yield (node, reply) as they come, until all came or time is up."""
         kind, group = like.metadata.message_type, like.metadata.group_id
-        letters = [Message(content, node, kind, ttl=timeout, group_id=group) for node, content in out.items()]
+        messages = [
+            Message(content, node, kind, ttl=timeout, group_id=group) for node, content in out.items()
+        ]
         waiting: dict[str, int] = {}
-        if letters:
+        if messages:
             # What could not be sent has no id in what this returns, but each message bears its own.
-            sent = set(self._grid.push_messages(letters))
-            ids = {m.metadata.message_id: m.metadata.dst_node_id for m in letters}
+            sent = set(self._grid.push_messages(messages))
+            ids = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
             waiting = {i: node for i, node in ids.items() if i in sent}
-        del letters
+        del messages
         end = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_PAUSE
         while waiting:
@@ -352,7 +345,7 @@ def _opened(reply: Message | Error, session: Session, name: str | None) -> list[
     """The envelopes in a reply, all of the node that Flower says it is from; else `_Failed`."""
     content = _content(reply)
     try:
-        record = content.array_records.get(LETTERS)
+        record = content.array_records.get(ENVELOPES)
         if record is None:
             raise RemoteError("it answered without protection: is secagg_mod attached to its function?")
         envelopes = unpack(record, session)
@@ -386,11 +379,11 @@ def _replies(result: Aggregate | Aborted, asked: list[Message], cohort: Cohort, 
 def _tell(done: Round) -> None:
     what = (done.number, done.task)
     if done.aborted is not None:
-        _log.warning("secagg: round %d of %s: %s", *what, done.aborted)
+        log.warning("secagg: round %d of %s: %s", *what, done.aborted)
     else:
-        _log.info("secagg: round %d of %s: the sum of %d nodes", *what, len(done.included))
+        log.info("secagg: round %d of %s: the sum of %d nodes", *what, len(done.included))
     for name, reason in done.dropped.items():
-        _log.warning("secagg: without %s: %s", name, reason)
+        log.warning("secagg: without %s: %s", name, reason)
 
 
 def _check_alike(asked: list[Message]) -> None:
@@ -408,31 +401,3 @@ def _check_alike(asked: list[Message]) -> None:
         raise LocalError(
             "the strategy gives nodes different instructions: a sum over those could be one node's alone"
         )
-
-
-def _check_caller(settings: Settings) -> None:
-    """Refuse a strategy that needs single replies. A Grid is not told who calls it: the stack knows."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, Strategy):
-            check_averages(caller, settings.max_weight)
-        frame = frame.f_back
-
-
-def check_averages(strategy: Any, max_weight: int) -> None:
-    """Raise `LocalError` for a strategy, or one that it wraps, that is known to need single replies."""
-    name = type(strategy).__name__
-    for kind in type(strategy).__mro__:
-        if kind.__module__.startswith("flwr.") and kind.__name__ in _SEE_SINGLE:
-            raise LocalError(
-                f"{name} {_SEE_SINGLE[kind.__name__]}: under secure aggregation there is only their mean"
-            )
-    if getattr(strategy, "accountant", None) is not None and max_weight != 1:
-        raise LocalError(
-            f"{name} accounts for equal weights, and cannot see whether they are: set {PREFIX}max-weight = 1 "
-            "and let every node report 1"
-        )
-    wrapped = getattr(strategy, "strategy", None)
-    if wrapped is not None:
-        check_averages(wrapped, max_weight)

@@ -8,7 +8,6 @@ one, the state of a session is as safe as the place where the SuperNode keeps it
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import msgspec
@@ -19,7 +18,7 @@ from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 
 from fedavg.adapters.flower.records import (
-    LETTERS,
+    ENVELOPES,
     RECORD,
     Plan,
     bytes_of,
@@ -27,17 +26,17 @@ from fedavg.adapters.flower.records import (
     claim,
     hash_instruction,
     instruction_in,
+    log,
     pack,
     task,
     unpack,
 )
-from fedavg.adapters.opening import Opening, Settings, Site
+from fedavg.adapters.opening import Opening, Settings
+from fedavg.adapters.site import Site
 from protocols.errors import Aborted, RemoteError
 from protocols.journal import MemoryJournal
 from protocols.machine import ClientMachine, Input, Received, Started
 from secagg.randomness import system
-
-_log = logging.getLogger("flwr.secagg")
 
 
 class Refused(Exception):
@@ -48,7 +47,7 @@ class Refused(Exception):
         self.code = code
 
 
-Make = Callable[[RecordDict, Opening], NDArray[np.int64]]
+Make = Callable[[RecordDict, Opening, Site], NDArray[np.int64]]
 """What a node does with an instruction once the protocol is ready for its vector."""
 
 
@@ -61,7 +60,7 @@ def secagg_mod(message: Message, context: Context, call_next: ClientAppCallable)
     """
     kind = category(message)
 
-    def make(instruction: RecordDict, opening: Opening) -> NDArray[np.int64]:
+    def make(instruction: RecordDict, opening: Opening, _: Site) -> NDArray[np.int64]:
         plan = Plan.of(kind, instruction, opening.settings, len(opening.cohort))
         if (plan.codec.length, plan.codec.bound) != (opening.length, opening.bound):
             raise Refused("the instruction does not fit the round that was opened for it")
@@ -79,7 +78,7 @@ def take_part(message: Message, context: Context, make: Make | None) -> Message:
         code, reason = refused.code, str(refused)
     except (RemoteError, ValueError) as error:  # `LocalError` is a ValueError
         code, reason = ErrorCode.MOD_FAILED_PRECONDITION, str(error)
-    _log.warning("secagg: %s", reason)
+    log.warning("secagg: %s", reason)
     _erase(context)
     return Message(Error(code, f"secagg: {reason}"), reply_to=message)
 
@@ -87,7 +86,7 @@ def take_part(message: Message, context: Context, make: Make | None) -> Message:
 def _replied(reply: Message) -> RecordDict:
     """What the app replied, unless that it failed."""
     if reply.has_error():  # of a mod further in, say
-        _log.warning("secagg: the app replied with an error: %s", reply.error.reason)
+        log.warning("secagg: the app replied with an error: %s", reply.error.reason)
         raise Refused("the app replied with an error; its own log says why", reply.error.code)
     for name, record in reply.content.config_records.items():  # the legacy API's way to say the same
         if name.endswith("res.status") and record.get("code"):
@@ -98,7 +97,7 @@ def _replied(reply: Message) -> RecordDict:
 def _answered(message: Message, context: Context, make: Make | None) -> RecordDict:
     """One message of a round: the first, which opens it, or one of those that follow."""
     content = message.content
-    ours, letters = content.config_records.get(RECORD), content.array_records.get(LETTERS)
+    ours, letters = content.config_records.get(RECORD), content.array_records.get(ENVELOPES)
     if make is None or (ours is None and letters is None):
         raise Refused(
             f"a {message.metadata.message_type} message without protection is refused: send it by SecAggGrid"
@@ -108,7 +107,7 @@ def _answered(message: Message, context: Context, make: Make | None) -> RecordDi
     try:
         site = Site.of(context.node_config, str(context.node_id), journal)
     except ValueError as error:  # it may name files and rules of this site
-        _log.error("secagg: this node's configuration cannot be used: %s", error)
+        log.error("secagg: this node's configuration cannot be used: %s", error)
         raise Refused("its own configuration cannot be used; its log says why") from None
     if ours is not None and "who" in ours:
         signature = site.identity.sign(claim(context.run_id, context.node_id))
@@ -136,19 +135,19 @@ def _answered(message: Message, context: Context, make: Make | None) -> RecordDi
     if instruction and client.result is None:
         if hash_instruction(instruction, message, context.run_config) != opening.instruction:
             raise Refused("the instruction is not the one that the round was opened for")
-        sent += client.handle(Input(_vector(instruction, opening, make)))
+        sent += client.handle(Input(_vector(instruction, opening, site, make)))
     _keep(client, context, site, opening)
-    return RecordDict({LETTERS: pack(sent)})
+    return RecordDict({ENVELOPES: pack(sent)})
 
 
-def _vector(instruction: RecordDict, opening: Opening, make: Make) -> NDArray[np.int64]:
+def _vector(instruction: RecordDict, opening: Opening, site: Site, make: Make) -> NDArray[np.int64]:
     """Do what the instruction says. What fails in there may tell what is private: the log has it."""
     try:
-        return make(instruction, opening)
+        return make(instruction, opening, site)
     except Refused:
         raise
     except Exception as error:
-        _log.exception("secagg: nothing to send; the server is told no more than the kind of error")
+        log.exception("secagg: nothing to send; the server is told no more than the kind of error")
         reason = f"it has nothing to send ({type(error).__name__}); its own log says why"
         raise Refused(reason, ErrorCode.CLIENT_APP_RAISED_EXCEPTION) from None
 
@@ -164,7 +163,7 @@ def _keep(client: ClientMachine, context: Context, site: Site, opening: Opening)
         if site.key is None:
             kept["key"] = key
     elif isinstance(client.result, Aborted):
-        _log.warning("secagg: %s", client.result)
+        log.warning("secagg: %s", client.result)
     if isinstance(site.journal, MemoryJournal):
         kept["journal"] = site.journal.dump()
     context.state[RECORD] = kept

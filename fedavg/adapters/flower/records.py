@@ -12,7 +12,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedavg.adapters.opening import Settings, ranges
+from fedavg.adapters.opening import Settings, read_ranges
 from fedavg.codec import Codec
 from fedavg.params import Arrays, Layout
 from protocols.errors import LocalError, RemoteError
@@ -22,12 +22,12 @@ from protocols.wire import Envelope, from_bytes_checked, to_bytes
 from secagg.labels import Label, bind, digest
 from secagg.randomness import system
 
-_log = logging.getLogger("flwr.secagg")
+log = logging.getLogger("flwr.secagg")
 
 RECORD = "secagg"
 """Our record in a message (the opening of a round, a question, an answer) and in a state."""
 
-LETTERS = "secagg.letters"
+ENVELOPES = "secagg.envelopes"
 """The record of the protocol's envelopes in a message."""
 
 
@@ -43,12 +43,12 @@ def task(context: Context, message: Message) -> str:
 
 def claim(run_id: int, node_id: int) -> bytes:
     """What a node signs to say which client of the roster it is, in this run."""
-    return bind(Label.NAME, str(run_id).encode(), str(node_id).encode())
+    return bind(Label.CLAIM, str(run_id).encode(), str(node_id).encode())
 
 
 def instruction_in(content: RecordDict) -> RecordDict:
     """The records of a message but ours."""
-    return RecordDict({name: r for name, r in content.items() if name not in (RECORD, LETTERS)})
+    return RecordDict({name: r for name, r in content.items() if name not in (RECORD, ENVELOPES)})
 
 
 def hash_instruction(instruction: RecordDict, message: Message, run_config: Mapping[str, Any]) -> bytes:
@@ -68,7 +68,7 @@ def hash_instruction(instruction: RecordDict, message: Message, run_config: Mapp
                 parts += [msgspec.msgpack.encode((key, a.dtype, list(a.shape), a.stype)), a.data]
         else:
             parts.append(msgspec.msgpack.encode((name, kind, list(record.items()))))
-    return digest(Label.MODEL, *parts)
+    return digest(Label.INSTRUCTION, *parts)
 
 
 # ----------------------------------------------------------------------------------------- envelopes
@@ -77,7 +77,7 @@ def hash_instruction(instruction: RecordDict, message: Message, run_config: Mapp
 def pack(envelopes: Iterable[Envelope]) -> ArrayRecord:
     """Envelopes as arrays of bytes, which Flower sends in chunks however long they are."""
     packed = (to_bytes(e) for e in envelopes)
-    return ArrayRecord({str(i): Array("uint8", (len(d),), LETTERS, d) for i, d in enumerate(packed)})
+    return ArrayRecord({str(i): Array("uint8", (len(d),), ENVELOPES, d) for i, d in enumerate(packed)})
 
 
 def unpack(record: ArrayRecord, session: Session) -> list[Envelope]:
@@ -113,21 +113,21 @@ class Plan:
     codec: Codec
 
     @classmethod
-    def of(cls, kind: str, instruction: RecordDict, settings: Settings, cohort: int) -> Plan:
-        """The plan for `cohort` nodes to "train" or "evaluate". Raises `LocalError` if there can be none."""
+    def of(cls, kind: str, instruction: RecordDict, settings: Settings, clients: int) -> Plan:
+        """The plan for so many nodes to "train" or "evaluate". Raises `LocalError` if there can be none."""
         if kind == "evaluate":
-            metrics = ranges(settings.evaluate_metrics)
-            codec = settings.codec(0, metrics, cohort)
+            metrics = read_ranges(settings.evaluate_metrics)
+            codec = settings.codec(0, metrics, clients)
             return cls("", settings.weight_key, (), (), Layout((), ()), metrics, codec)
         records = instruction.array_records
         if len(records) != 1:
             raise LocalError(f"instruction: expected one ArrayRecord to train on, got {len(records)}")
         ((name, record),) = records.items()
         arrays = tuple(_numpy(a) for a in record.values())
-        layout, metrics = Layout.of(arrays), ranges(settings.train_metrics)
+        layout, metrics = Layout.of(arrays), read_ranges(settings.train_metrics)
         if not layout.dim:
             raise LocalError("instruction: there is no array of floats in it to average")
-        codec = settings.codec(layout.dim, metrics, cohort)
+        codec = settings.codec(layout.dim, metrics, clients)
         return cls(name, settings.weight_key, tuple(record), arrays, layout, metrics, codec)
 
     def encode(self, reply: RecordDict) -> NDArray[np.int64]:
@@ -152,7 +152,7 @@ class Plan:
         change = found.flatten(after)
         change -= self.layout.flatten(self.arrays)
         if self.codec.clips(change):
-            _log.warning("secagg: this node's update is longer than the clipping norm: it is cut")
+            log.warning("secagg: this node's update is longer than the clipping norm: it is cut")
         return change
 
     def decode(self, result: Aggregate) -> tuple[Arrays, dict[str, float], int]:

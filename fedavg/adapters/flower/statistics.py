@@ -1,18 +1,15 @@
 """Statistics over tables that nodes hold, and no learning: a ClientApp, and what the ServerApp asks.
 
     app = statistics_app()                                                     # the ClientApp
-    results = ask(SecAggGrid(grid, context), queries, max_records=10_000)      # in the ServerApp
+    results = ask(SecAggGrid(grid, context), queries)                          # in the ServerApp
 
-A node's own configuration says what it holds and how it guards it: `secagg-table`, the path of a CSV file;
-`secagg-min-cell`, below which it hides counts (default 5); `secagg-query-budget`, how many queries it answers
-at all (default 20), counted in a file beside the table; `secagg-max-records`, the bound that a query must
-name (default 10000 with an identity, else any). What these protect from, and what not, stands at the top of
-`fedavg.statistics`.
+A node's own configuration says what it holds and how it guards it: see `fedavg.adapters.site.Own`. The budget
+of queries is counted in a file beside the table. What all this protects from, and what not, stands at the top
+of `fedavg.statistics`.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -21,18 +18,19 @@ from pathlib import Path
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from fedavg.adapters.flower.grid import SecAggGrid
 from fedavg.adapters.flower.mod import Refused, take_part
 from fedavg.adapters.flower.records import bytes_of
 from fedavg.adapters.opening import PREFIX, Opening
+from fedavg.adapters.site import Own, Site
 from fedavg.budget import Budget, BudgetSpent
 from fedavg.statistics import (
-    MIN_CELL,
+    Holding,
     Query,
     Result,
-    Site,
     answer,
     bound,
     finish,
@@ -43,11 +41,8 @@ from fedavg.statistics import (
 from fedavg.table import read_table
 from protocols.errors import Aborted
 
-_log = logging.getLogger("flwr.secagg")
-
 QUERY = "query"
 _KIND = "query.statistics"
-_MAX_RECORDS = 10_000
 
 AnyPath = str | os.PathLike[str]
 
@@ -62,61 +57,51 @@ def statistics_app(table: Callable[[Context], AnyPath] | None = None) -> ClientA
 
     @app.query("statistics")
     def statistics(message: Message, context: Context) -> Message:
-        def make(instruction: RecordDict, opening: Opening) -> NDArray[np.int64]:
-            return _answer(instruction, opening, context, table)
+        def make(instruction: RecordDict, opening: Opening, site: Site) -> NDArray[np.int64]:
+            return _answer(instruction, opening, site.own, None if table is None else table(context))
 
         return take_part(message, context, make)
 
     return app
 
 
-def _answer(
-    instruction: RecordDict, opening: Opening, context: Context, table: Callable[[Context], AnyPath] | None
-) -> NDArray[np.int64]:
-    record = instruction.config_records[QUERY]
-    query, most = from_bytes_checked(bytes_of(record, "query")), record["max_records"]
-    if not isinstance(most, int) or (length(query), bound(query, most)) != (opening.length, opening.bound):
+def _answer(instruction: RecordDict, opening: Opening, own: Own, table: AnyPath | None) -> NDArray[np.int64]:
+    most = opening.settings.max_records
+    query = from_bytes_checked(bytes_of(instruction.config_records[QUERY], "query"))
+    if (length(query), bound(query, most)) != (opening.length, opening.bound):
         raise Refused("the query does not fit the round that was opened for it")
-    own = context.node_config
-    known = own.get(PREFIX + "max-records", _MAX_RECORDS if PREFIX + "identity" in own else most)
-    if most != known:
-        raise Refused(f"max_records is not {PREFIX}max-records of its own configuration")
-    path = own.get(PREFIX + "table") if table is None else table(context)
-    if path is None:
+    if table is None and own.table is UNSET:
         raise ValueError(f"expected {PREFIX}table, the path of a CSV file, in the node's configuration")
-    place = Path(str(path))
-    budget = Budget(int(own.get(PREFIX + "query-budget", 20)), place.with_suffix(".budget"))
-    site = Site(read_table(place), int(own.get(PREFIX + "min-cell", MIN_CELL)), budget)
+    path = Path(str(own.table) if table is None else table)
+    holding = Holding(read_table(path), own.min_cell, Budget(own.query_budget, path.with_suffix(".budget")))
     try:
-        return answer(query, site, most)
+        return answer(query, holding, most)
     except BudgetSpent:
         raise Refused("its budget of queries is spent") from None
 
 
 def ask(
-    grid: SecAggGrid, queries: Iterable[Query], max_records: int, *, min_nodes: int = 3,
-    timeout: float = 600.0,
-) -> list[Result | Aborted]:  # fmt: skip
+    grid: SecAggGrid, queries: Iterable[Query], *, min_nodes: int = 3, timeout: float = 600.0
+) -> list[Result | Aborted]:
     """One round for each query, over all nodes once `min_nodes` are there; each one's result, or why none.
 
-    `max_records` is a public bound on a node's records: one with more does not answer, and one with an
-    identity only if its configuration has the same bound. `timeout`, in seconds, is for a node's work on a
-    query.
+    `secagg-max-records` is a public bound on a node's records: one with more does not answer. `timeout`, in
+    seconds, is for a node's work on a query; for `min_nodes` it waits without limit. Raises `LocalError` for
+    settings that cannot be.
     """
     results: list[Result | Aborted] = []
     for query in queries:
-        content = RecordDict({QUERY: ConfigRecord({"query": to_bytes(query), "max_records": max_records})})
         while len(nodes := list(grid.get_node_ids())) < min_nodes:
             time.sleep(0.5)
-        like = Message(content, nodes[0], _KIND)
+        like = Message(RecordDict({QUERY: ConfigRecord({"query": to_bytes(query)})}), nodes[0], _KIND)
         settings = grid.settings(len(nodes))
-        cohort = grid.gather(nodes, like, settings)
-        total = grid.sum(like, cohort, settings, length(query), bound(query, max_records), timeout)
+        cohort, most = grid.gather(nodes, like, settings), settings.max_records
+        total = grid.sum(like, cohort, settings, length(query), bound(query, most), timeout)
         if isinstance(total, Aborted):
             results.append(total)
             continue
         try:
-            results.append(finish(query, total.sum, len(total.included), max_records))
-        except ValueError as error:  # no proof says that answers are honest: one node can spoil a sum
-            results.append(Aborted("sum", str(error), revealed=True))
+            results.append(finish(query, total.sum, len(total.included), most))
+        except ValueError as error:
+            results.append(grid.spoilt(error))
     return results

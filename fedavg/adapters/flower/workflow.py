@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import inf
 from typing import Any
 
@@ -12,12 +11,12 @@ import msgspec
 from flwr.app import Context, Message
 from flwr.serverapp import Grid
 
-from fedavg.adapters.flower.grid import SecAggGrid, check_averages
+from fedavg.adapters.flower.grid import SecAggGrid
+from fedavg.adapters.flower.records import log
+from fedavg.adapters.flower.strategies import check_averages
 from fedavg.adapters.opening import Settings
 from protocols.errors import Infeasible, LocalError
 from protocols.graph import parameters
-
-_log = logging.getLogger("flwr.secagg")
 
 
 class SecAggPlusWorkflow:
@@ -80,33 +79,38 @@ class SecAggPlusWorkflow:
         if not isinstance(context, LegacyContext):
             raise TypeError(f"context: expected a LegacyContext, got {type(context).__name__}")
         check_averages(context.strategy, self._given["max_weight"])
-        if self._wrapped is None:  # one for all rounds, since it counts them
-            self._wrapped = _WorkflowGrid(grid, context, roster=self._roster, **self._given)
-            self._wrapped.wanted = (self._shares, self._threshold, self._timeout)
+        if self._wrapped is None:  # one for all rounds: it remembers which node is who
+            wanted = (self._shares, self._threshold, self._timeout)
+            self._wrapped = _WorkflowGrid(grid, context, wanted, self._roster, self._given)
         getattr(default_workflows, which)(self._wrapped, context)
 
 
 class _WorkflowGrid(SecAggGrid):
     """A grid that takes degree and threshold from the number of shares, and has a timeout of its own."""
 
-    wanted: tuple[float, float, float | None]
+    def __init__(
+        self, grid: Grid, context: Context, wanted: tuple[float, float, float | None],
+        roster: str | os.PathLike[str] | None, settings: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        super().__init__(grid, context, roster=roster, **settings)
+        self._wanted = wanted
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        return super().send_and_receive(messages, timeout=self.wanted[2] if timeout is None else timeout)
+        return super().send_and_receive(messages, timeout=self._wanted[2] if timeout is None else timeout)
 
-    def settings(self, cohort: int) -> Settings:
-        found = super().settings(cohort)
-        shares, threshold, _ = self.wanted
-        shares = round(shares * cohort) if isinstance(shares, float) or shares == 1 else shares
+    def settings(self, nodes: int) -> Settings:
+        found = super().settings(nodes)
+        shares, threshold, _ = self._wanted
+        shares = round(shares * nodes) if isinstance(shares, float) or shares == 1 else shares
         threshold = round(threshold * shares) if isinstance(threshold, float) or threshold == 1 else threshold
-        degree, threshold = min(int(shares), cohort) - 1, int(threshold)
-        demands = (cohort, found.corrupted, found.dropout, found.protocol, found.threat_model)
+        degree, threshold = min(int(shares), nodes) - 1, int(threshold)
+        demands = (nodes, found.corrupted, found.dropout, found.protocol, found.threat_model)
         try:
             parameters(*demands, degree=degree, threshold=threshold)
         except Infeasible as error:
-            _log.warning(
+            log.warning(
                 "secagg: num_shares %d and reconstruction_threshold %d are not safe here (%s): taking others",
                 shares, threshold, error,
             )  # fmt: skip

@@ -11,5 +11,5 @@ app = ServerApp()
 
 @app.main()
 def main(grid, context):
-    for found in ask(SecAggGrid(grid, context), QUERIES, max_records=1000):
+    for found in ask(SecAggGrid(grid, context), QUERIES):
         print(found if isinstance(found, Aborted) else tabulate([found]))
