@@ -159,6 +159,8 @@ if find_spec("flwr"):
         "secagg-evaluate-metrics": "accuracy:0:1", "secagg-timeout": 0.001,
     }  # fmt: skip
 
+    TERMS = {"secagg-" + name.replace("_", "-") for name in Settings().terms}
+
     def model(seed: int = 0) -> ArrayRecord:
         """Three arrays of float32, one of them without dimensions."""
         rng = np.random.default_rng(seed)
@@ -198,7 +200,8 @@ if find_spec("flwr"):
     class Play:
         """A server and its nodes: `grid` is Flower's, `secure` the one over it.
 
-        With a `folder`, nodes have identities and a roster made there, and are called site-0, site-1 ...
+        With a `folder`, nodes have identities and a roster made there, are called site-0, site-1 ..., and
+        have the terms of `config` in their own configuration.
         """
 
         def __init__(
@@ -218,6 +221,7 @@ if find_spec("flwr"):
                 write_roster(roster, [public for _, public in files.values()])
                 for node, (key, _) in files.items():
                     configs[node] = {"secagg-identity": str(key), "secagg-roster": str(roster)}
+                    configs[node] |= {k: v for k, v in self.config.items() if k in TERMS}
                     if policy is not None:
                         configs[node]["secagg-policy"] = policy
                 if "secagg-threat-model" not in self.config:
