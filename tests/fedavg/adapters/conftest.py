@@ -34,6 +34,7 @@ if find_spec("flwr"):
 
     from fedavg.adapters.flower import SecAggGrid, secagg_mod
     from fedavg.adapters.flower.records import Plan
+    from fedavg.adapters.opening import TERMS as TERM_NAMES
     from fedavg.adapters.opening import Settings
     from protocols.roster import generate_party, write_roster
 
@@ -159,7 +160,7 @@ if find_spec("flwr"):
         "secagg-evaluate-metrics": "accuracy:0:1", "secagg-timeout": 0.001,
     }  # fmt: skip
 
-    TERMS = {"secagg-" + name.replace("_", "-") for name in Settings().terms}
+    TERMS = {"secagg-" + name.replace("_", "-") for name in TERM_NAMES}
 
     def model(seed: int = 0) -> ArrayRecord:
         """Three arrays of float32, one of them without dimensions."""
@@ -232,9 +233,10 @@ if find_spec("flwr"):
             )
             self.secure = self.server(**settings)
 
-        def server(self, **settings: Any) -> SecAggGrid:
-            """A new ServerApp's grid over the same nodes."""
-            return SecAggGrid(self.grid, self.grid.context(self.config), roster=self.roster, **settings)
+        def server(self, context: Any = None, **settings: Any) -> SecAggGrid:
+            """A grid over the same nodes: a new ServerApp's, or that of the ServerApp with this context."""
+            context = context or self.grid.context(self.config)
+            return SecAggGrid(self.grid, context, roster=self.roster, **settings)
 
         @property
         def nodes(self) -> list[int]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fedavg.adapters.flower import secagg_mod
 from fedavg.adapters.flower.mod import take_part
-from fedavg.adapters.flower.records import LETTERS, pack
+from fedavg.adapters.flower.records import ENVELOPES, pack
 from fedavg.codec import Codec
 from protocols.wire import Envelope, from_bytes_checked
 
@@ -193,12 +193,12 @@ Cheat = Callable[[Message, list[Message]], RecordDict]
 
 
 def letters(reply: Message) -> list[bytes]:
-    return [a.data for a in reply.content[LETTERS].values()]
+    return [a.data for a in reply.content[ENVELOPES].values()]
 
 
 def packed(*data: bytes) -> RecordDict:
     return RecordDict(
-        {LETTERS: ArrayRecord({str(i): Array("uint8", (len(d),), "", d) for i, d in enumerate(data)})}
+        {ENVELOPES: ArrayRecord({str(i): Array("uint8", (len(d),), "", d) for i, d in enumerate(data)})}
     )
 
 
@@ -220,13 +220,13 @@ def renamed(reply: Message, before: list[Message]) -> RecordDict:
     """As the one whose reply comes after its own, and would be a duplicate then."""
     found = [from_bytes_checked(data, 1 << 30) for data in letters(reply)]
     other = [Envelope(e.session, NEXT[e.sender], e.to, e.body, e.frame) for e in found]
-    return RecordDict({LETTERS: pack(other)})
+    return RecordDict({ENVELOPES: pack(other)})
 
 
 def other_session(reply: Message, before: list[Message]) -> RecordDict:
     found = [from_bytes_checked(data, 1 << 30) for data in letters(reply)]
     other = [Envelope(bytes(32), e.sender, e.to, e.body, e.frame) for e in found]
-    return RecordDict({LETTERS: pack(other)})
+    return RecordDict({ENVELOPES: pack(other)})
 
 
 CHEATS: dict[str, Cheat] = {
@@ -238,7 +238,7 @@ CHEATS: dict[str, Cheat] = {
     "garbage": lambda reply, before: packed(b"garbage" * 100),
     "empty letter": lambda reply, before: packed(b""),
     "too long": lambda reply, before: packed(letters(reply)[0] + bytes(1 << 20)),
-    "a ConfigRecord": lambda reply, before: RecordDict({LETTERS: ConfigRecord({"0": letters(reply)[0]})}),
+    "a ConfigRecord": lambda reply, before: RecordDict({ENVELOPES: ConfigRecord({"0": letters(reply)[0]})}),
     "in our own record": lambda reply, before: RecordDict(
         {"secagg": ConfigRecord({"opening": b"", "who": True})}
     ),
@@ -302,8 +302,8 @@ def test_a_cheat_with_an_identity(flower: Any, sites: Callable[[], Path], count:
 
     def up(node: int, number: int, reply: Message) -> Message:
         if node == 104 and number == count:
-            first = reply if LETTERS in reply.content else play.grid.sent[0][1]
-            known = Message(first.content if LETTERS in first.content else packed(b""), reply_to=reply)
+            first = reply if ENVELOPES in reply.content else play.grid.sent[0][1]
+            known = Message(first.content if ENVELOPES in first.content else packed(b""), reply_to=reply)
             reply.content = CHEATS[cheat](known, [])
         return reply
 

@@ -18,7 +18,8 @@ from flwr.server.workflow import DefaultWorkflow
 from fedavg.adapters.flower import SecAggPlusWorkflow, secagg_mod
 from fedavg.adapters.flower.records import RECORD
 from fedavg.adapters.opening import Opening, Settings
-from protocols.errors import Infeasible, LocalError
+from protocols.errors import LocalError
+from protocols.graph import parameters
 
 NODES = 10
 METRICS = {"train_metrics": "loss:0:1", "evaluate_metrics": "loss:0:1, accuracy:0:1"}
@@ -203,8 +204,10 @@ def test_shares_and_threshold(
     if taken is None:
         assert (opening.settings.degree, opening.settings.threshold) == (0, 0)
         (said,) = warned
-        p = session.parameters
-        assert said.endswith(f"taking {p.degree + 1}, {p.threshold}")
+        assert said.endswith("taking others")
+        s = opening.settings
+        demands = (NODES, s.corrupted, s.dropout, s.protocol, s.threat_model)
+        assert session.parameters == parameters(*demands)
     else:
         assert (opening.settings.degree, opening.settings.threshold) == taken
         assert (session.parameters.degree, session.parameters.threshold) == taken
@@ -212,8 +215,13 @@ def test_shares_and_threshold(
 
 
 def test_a_modulus_that_is_too_small(flower: Any) -> None:
-    with pytest.raises(Infeasible, match="so that no sum can wrap"):
-        Run(flower, SecAggPlusWorkflow(10, 6, modulus_range=1 << 24, timeout=5), rounds=1, evaluate=False)
+    workflow = SecAggPlusWorkflow(10, 6, modulus_range=1 << 24, timeout=5)
+    run = Run(flower, workflow, rounds=1, evaluate=False)
+    assert workflow._wrapped is not None
+    (done,) = workflow._wrapped.rounds
+    assert done.aborted is not None
+    assert "so that no sum can wrap" in str(done.aborted)
+    assert run.openings() == []
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_fresh_keys_in_each_round(flower: Any) -> None:
     play = flower.Play(nodes=3)
     play.train()
     play.train()
-    first = [m.content["secagg.letters"]["0"].data for n, m in play.grid.said if n == 101]
+    first = [m.content["secagg.envelopes"]["0"].data for n, m in play.grid.said if n == 101]
     assert len(first) == 8
     assert len({d[-64:] for d in first}) == 8
     bodies = [d[d.index(b"101server") :] for d in (first[0], first[4])]
@@ -236,7 +236,7 @@ def test_the_record_may_have_any_name_and_metrics_any_weight(flower: Any) -> Non
     content = RecordDict({"weights": flower.model(), "setup": ConfigRecord({"epochs": [1, 2], "x": b"\x00"})})
     for m in play.send("train", content).values():
         assert set(m.content) == {"weights", "metrics"}
-        assert dict(m.content["metrics"]) == {"num-examples": 103.0}
+        assert dict(m.content["metrics"]) == {"n": 103.0}
 
 
 def test_the_grid_is_one(flower: Any) -> None:

@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.serde import message_to_proto, recorddict_to_proto
 
 from fedavg.adapters.flower import secagg_mod
-from fedavg.adapters.flower.records import LETTERS, RECORD
+from fedavg.adapters.flower.records import ENVELOPES, RECORD
 from protocols.journal import SqliteJournal
 from protocols.roster import read_party
 
@@ -169,11 +169,11 @@ def test_between_messages_and_after(flower: Any) -> None:
     play = flower.Play()
 
     def look(node: int, count: int) -> None:
-        assert kept(play, node) == ({"opening", "snapshot", "key", "journal"} if count else set())
+        assert kept(play, node) == ({"opening", "snapshot", "key", "journal", "terms"} if count else set())
 
     watch(play, look)
     for node in play.nodes:
-        assert kept(play, node) == {"journal"}
+        assert kept(play, node) == {"journal", "terms"}
         whole = recorddict_to_proto(play.grid.contexts[node].state).SerializeToString()
         steps, answered, sent = msgspec.msgpack.decode(
             play.grid.contexts[node].state[RECORD]["journal"], strict=False
@@ -203,11 +203,11 @@ def test_between_messages_and_after_with_an_identity(flower: Any, sites: Callabl
     play = flower.Play(folder=sites())
 
     def look(node: int, count: int) -> None:
-        assert kept(play, node) == ({"opening", "snapshot"} if count > 1 else set())
+        assert kept(play, node) == ({"opening", "snapshot", "terms"} if count > 1 else set())
         assert not count or not states(play)
 
     watch(play, look)
-    assert [kept(play, node) for node in play.nodes] == [set()] * 5
+    assert [kept(play, node) for node in play.nodes] == [{"terms"}] * 5
     assert not states(play)
 
 
@@ -269,7 +269,7 @@ def test_an_abort_is_told_to_the_nodes(
     play.refused(play.train())
     assert "snapshot" in kept(play, 101)
     for node in (104, 105):
-        assert kept(play, node) <= {"journal"}
+        assert kept(play, node) <= {"journal", "terms"}
     if pinned:
         assert not states(play)
 
@@ -282,13 +282,13 @@ def test_a_refusal_in_a_round_erases_it(flower: Any, sites: Callable[[], Path], 
         play = flower.Play(app, config=CONFIG, folder=sites() if pinned else None)
 
         def down(node: int, count: int, message: Message, what: str = what) -> None:
-            if node == 103 and what == "nonsense" and LETTERS in message.content:
-                message.content[LETTERS] = ArrayRecord({"0": Array("uint8", (3,), "", b"abc")})
+            if node == 103 and what == "nonsense" and ENVELOPES in message.content:
+                message.content[ENVELOPES] = ArrayRecord({"0": Array("uint8", (3,), "", b"abc")})
 
         play.grid.down = down
         replies = play.send("train", RecordDict({"arrays": START}))
         assert replies[103].has_error()
-        assert kept(play, 103) <= {"journal"}
+        assert kept(play, 103) <= {"journal", "terms"}
         if pinned:
             assert not states(play)
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fedavg.adapters.flower.records import LETTERS, RECORD, hash_instruction, instruction_in, pack
-from fedavg.adapters.opening import Opening
+from fedavg.adapters.flower.records import ENVELOPES, RECORD, hash_instruction, instruction_in, pack
+from fedavg.adapters.opening import PREFIX, Opening, Settings
 from protocols.wire import Envelope, from_bytes_checked
 from secagg.labels import Label, digest
 
@@ -27,12 +27,12 @@ How = Callable[[Opening], Opening]
 
 
 def envelopes(message: Message) -> list[Envelope]:
-    return [from_bytes_checked(a.data, 1 << 30) for a in message.content[LETTERS].values()]
+    return [from_bytes_checked(a.data, 1 << 30) for a in message.content[ENVELOPES].values()]
 
 
 def masked(play: Any, node: int) -> list[bytes]:
     """The vectors that a node has sent."""
-    sent = [m for n, m in play.grid.said if n == node and m.has_content() and LETTERS in m.content]
+    sent = [m for n, m in play.grid.said if n == node and m.has_content() and ENVELOPES in m.content]
     return [bytes(e.frame) for m in sent for e in envelopes(m) if len(e.frame)]
 
 
@@ -60,13 +60,13 @@ class Liar:
             lie = self.how(opening)
             self.false = lie.session(f"flower/7/{message.metadata.message_type}", self.roster).hash
             record["opening"] = lie.to_bytes()
-        elif LETTERS in message.content:
+        elif ENVELOPES in message.content:
             self.rewrite(message, self.true, self.false)
         if instruction_in(message.content):
             self.instruct(message)
 
     def up(self, node: int, count: int, reply: Message) -> Message:
-        if node in self.deceived and reply.has_content() and LETTERS in reply.content:
+        if node in self.deceived and reply.has_content() and ENVELOPES in reply.content:
             self.rewrite(reply, self.false, self.true)
         return reply
 
@@ -80,7 +80,7 @@ class Liar:
                 body = body.replace(changed, echo)
             self.echoes[digest(Label.ECHO, body)] = digest(Label.ECHO, e.body)
             found.append(Envelope(new, e.sender, e.to, body, e.frame))
-        message.content[LETTERS] = pack(found)
+        message.content[ENVELOPES] = pack(found)
 
 
 def model_changed(message: Message) -> None:
@@ -130,7 +130,8 @@ def announced(play: Any, how: Callable[[Message], None]) -> How:
         content = play.instruction()
         message = Message(content, 104, "train")
         how(message)
-        return msgspec.structs.replace(opening, instruction=hash_instruction(message.content))
+        hashed = hash_instruction(message.content, message, play.config)
+        return msgspec.structs.replace(opening, instruction=hashed)
 
     return lie
 
@@ -171,7 +172,7 @@ def setting(**fields: Any) -> How:
 
 OPENINGS: dict[str, How] = {
     "clipping norm": setting(clipping_norm=1e-3),
-    "weight": setting(weight_key="loss"),
+    "weight": setting(weight_key="other"),
     "metrics": setting(train_metrics="loss:0:1e-3"),
     "norm": setting(norm="max"),
     "largest weight": setting(max_weight=999),
@@ -188,37 +189,75 @@ OPENINGS: dict[str, How] = {
 }
 
 
+TERMS = {"clipping norm", "weight", "metrics", "norm", "largest weight"}
+OTHER_TERMS = "not what this site's own configuration says"
+
+
+def own_terms(settings: Settings) -> dict[str, Any]:
+    """The keys of a node's own configuration that agree to these settings."""
+    return {
+        PREFIX + name.replace("_", "-"): value
+        for name, value in msgspec.structs.asdict(settings.terms).items()
+    }
+
+
 @pytest.mark.parametrize("silent", [False, True], ids=["configured", "not configured"])
-@pytest.mark.parametrize("how", OPENINGS.values(), ids=OPENINGS)
-def test_another_opening_for_one(flower: Any, how: How, silent: bool) -> None:
+@pytest.mark.parametrize("what", OPENINGS)
+def test_another_opening_for_one(flower: Any, what: str, silent: bool) -> None:
     """A node refuses what its own configuration contradicts; else it is in a session of its own."""
     play = flower.Play()
-    if silent:
-        play.grid.contexts[104].run_config.clear()
-    Liar(play, {104}, how)
-    kept_apart(play, play.train(), {104})
+    if not silent:
+        play.grid.contexts[104].node_config.update(own_terms(Settings.of(play.config)))
+    Liar(play, {104}, OPENINGS[what])
+    replies = play.train()
+    kept_apart(play, replies, {104})
     assert not masked(play, 104)
-    # As far as the shares, which no longer open: the lie is not noticed by its form.
-    assert not silent or play.grid.counts[104] > 1
+    if not silent and what in TERMS:
+        assert OTHER_TERMS in replies[104].error.reason
+        assert play.grid.counts[104] == 1
+    else:  # as far as the shares, which no longer open: the lie is not noticed by its form
+        assert play.grid.counts[104] > 1
 
 
 @pytest.mark.parametrize("what", sorted(OPENINGS.keys() - {"protocol"} | {"threat model"}))
 def test_another_opening_for_one_with_an_identity(flower: Any, sites: Callable[[], Path], what: str) -> None:
+    """On terms that are its own too, it is in a session of its own."""
     how = (OPENINGS | {"threat model": setting(threat_model="semi-malicious")})[what]
     play = flower.Play(nodes=6, folder=sites())
-    play.grid.contexts[104].run_config.clear()
+    lie = how(Opening(Settings.of(play.config), 1, [], 1, 2, b""))
+    play.grid.contexts[104].node_config.update(own_terms(lie.settings))
     Liar(play, {104}, how, roster=play.secure._roster)
-    kept_apart(play, play.train(), {104})
+    replies = play.train()
+    kept_apart(play, replies, {104})
+    assert OTHER_TERMS not in replies[104].error.reason
 
 
-@pytest.mark.parametrize("how", [OPENINGS["clipping norm"], OPENINGS["weight"]])
-def test_the_same_lie_for_all(flower: Any, how: How) -> None:
-    """One session, with which all agree, but that it is not what the run's configuration says."""
-    play = flower.Play(config={"secagg-clipping-norm": 10.0, "secagg-weight-key": "num-examples"})
-    Liar(play, set(play.nodes), how)
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize("what", sorted(TERMS))
+def test_the_same_lie_for_all(flower: Any, sites: Callable[[], Path], what: str, pinned: bool) -> None:
+    """One session, with which all agree, but that it is not on their own terms."""
+    play = flower.Play(folder=sites() if pinned else None)
+    if not pinned:
+        for context in play.grid.contexts.values():
+            context.node_config.update(own_terms(Settings.of(play.config)))
+    Liar(play, set(play.nodes), OPENINGS[what], roster=play.secure._roster)
     replies = play.train()
     play.refused(replies)
-    assert all("differ from this node's run_config" in m.error.reason for m in replies.values())
+    assert all(OTHER_TERMS in m.error.reason for m in replies.values())
+
+
+@pytest.mark.parametrize("what", sorted(TERMS))
+def test_terms_that_change_within_a_run(flower: Any, what: str) -> None:
+    """Nodes that have said nothing of terms take those of a run's first round for the whole of it."""
+    play = flower.Play()
+    play.check(play.train(), play.nodes)
+    Liar(play, set(play.nodes), OPENINGS[what])
+    for replies in (play.train(), play.evaluate(), play.train()):
+        play.refused(replies)
+        said = "secagg: the settings are not those of this run's first round"
+        assert {m.error.reason for m in replies.values()} == {said}
+    play.grid.down, play.grid.up = (lambda node, count, message: None), (lambda node, count, reply: reply)
+    play.check(play.train(), play.nodes)
 
 
 @pytest.mark.parametrize("what", ["length", "bound"])
@@ -351,9 +390,9 @@ def test_letters_of_another_node(flower: Any, count: int) -> None:
 
     def down(node: int, number: int, message: Message) -> None:
         if number == count and node == 103:
-            kept[0] = message.content[LETTERS]
+            kept[0] = message.content[ENVELOPES]
         if number == count and node == 104:
-            message.content[LETTERS] = kept[0]
+            message.content[ENVELOPES] = kept[0]
 
     play.grid.down = down
     replies = play.train()

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedavg.adapters.opening import Opening, Settings, Site, placeholder, policy, ranges
+from fedavg.adapters.opening import Opening, Settings, placeholder, read_ranges
+from fedavg.adapters.site import Site, read_policy
 from protocols.errors import Infeasible, LocalError, RemoteError
 from protocols.graph import HONEST_BUT_CURIOUS, MALICIOUS, SEMI_MALICIOUS, THREAT_MODELS
 from protocols.journal import MemoryJournal, SqliteJournal
@@ -102,8 +103,8 @@ def test_wrong_types_and_values(key: str, value: Any) -> None:
     ],
 )  # fmt: skip
 def test_ranges(text: str, found: dict[str, tuple[float, float]]) -> None:
-    assert ranges(text) == found
-    assert list(ranges(text)) == list(found)
+    assert read_ranges(text) == found
+    assert list(read_ranges(text)) == list(found)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_ranges(text: str, found: dict[str, tuple[float, float]]) -> None:
 )  # fmt: skip
 def test_no_ranges(text: str) -> None:
     with pytest.raises(LocalError, match=r"^metrics: expected"):
-        ranges(text)
+        read_ranges(text)
 
 
 @pytest.mark.parametrize("cohort", [3, 5, 10, 99, 1000, 1 << 16])
@@ -133,13 +134,13 @@ def test_the_grid_fills_words(cohort: int) -> None:
 
 
 def test_floors() -> None:
-    assert policy("", pinned=False) == Policy(3, 3, 0.0, THREAT_MODELS)
-    assert policy("", pinned=True) == Policy(3, 3, 0.0, (MALICIOUS,))
+    assert read_policy("", pinned=False) == Policy(3, 3, 0.0, THREAT_MODELS)
+    assert read_policy("", pinned=True) == Policy(3, 3, 0.1, (MALICIOUS,))
     text = "malicious+semi-malicious, cohort:5, included:4, corrupted:0.2"
     for parts in (text, ", ".join(reversed(text.split(","))), text.replace(" ", ""), text + ","):
-        assert policy(parts, pinned=True) == Policy(5, 4, 0.2, (MALICIOUS, SEMI_MALICIOUS))
-    assert policy("honest-but-curious", pinned=True) == Policy(3, 3, 0.0, (HONEST_BUT_CURIOUS,))
-    assert policy("cohort:9", pinned=False) == Policy(9, 3, 0.0, THREAT_MODELS)
+        assert read_policy(parts, pinned=True) == Policy(5, 4, 0.2, (MALICIOUS, SEMI_MALICIOUS))
+    assert read_policy("honest-but-curious", pinned=True) == Policy(3, 3, 0.1, (HONEST_BUT_CURIOUS,))
+    assert read_policy("cohort:9", pinned=False) == Policy(9, 3, 0.0, THREAT_MODELS)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_floors() -> None:
 def test_no_floors(text: str) -> None:
     """Least of all may a floor be taken for none, or for its weaker part."""
     with pytest.raises(LocalError, match=r"^secagg-policy: expected threat models \(honest-but-curious\+"):
-        policy(text, pinned=True)
+        read_policy(text, pinned=True)
 
 
 # ----------------------------------------------------------------------------------------------- openings
