@@ -82,6 +82,7 @@ class SecAggGrid(Grid):
         path = roster or context.run_config.get(PREFIX + "roster")
         self._roster = read_roster(Path(str(path))) if path else None
         self._names: dict[int, str] = {}
+        self._one_by_one = False
         self.rounds: list[Round] = []
         Settings.of(context.run_config, **settings)  # say early what is wrong
 
@@ -264,21 +265,28 @@ class SecAggGrid(Grid):
             time.sleep(min(pause, left))
 
     def _pull(self, waiting: Mapping[str, int]) -> list[tuple[str, Message | Error]]:
-        """What came, by the id of what it answers. A reply that Flower cannot read is its node's error."""
-        try:
-            came = self._grid.pull_messages(set(waiting))
-            return [(reply.metadata.reply_to_message_id, reply) for reply in came]
-        except Exception as error:
-            found: list[tuple[str, Message | Error]] = []
-            unread = []
-            for one in waiting:
-                try:
-                    found += [(one, reply) for reply in self._grid.pull_messages({one})]
-                except Exception as failed:
-                    unread.append((one, _refusal(RemoteError(f"unreadable ({type(failed).__name__})"))))
-            if len(unread) == len(waiting):  # not the nodes' doing
-                raise error
-            return found + unread
+        """What came, by the id of what it answers. A reply that Flower cannot read is its node's error.
+
+        Flower gives out each reply once, and one that it cannot read takes with it what was pulled together.
+        So from then on they are pulled one by one, and no node spoils more than one round for the others.
+        """
+        if not self._one_by_one:
+            try:
+                return _answers(self._grid.pull_messages(set(waiting)))
+            except Exception as error:
+                _log.warning("secagg: replies cannot be read (%s): pulling one by one", type(error).__name__)
+                self._one_by_one = True
+        found: list[tuple[str, Message | Error]] = []
+        unread = 0
+        for one in waiting:
+            try:
+                found += _answers(self._grid.pull_messages({one}))
+            except Exception as error:
+                unread += 1
+                found.append((one, _refusal(RemoteError(f"unreadable ({type(error).__name__})"))))
+        if unread == len(waiting):  # not the nodes' doing, if it goes on
+            return _answers(self._grid.pull_messages(set(waiting)))
+        return found
 
     # What else a grid can do. What is pushed one by one would be answered one by one: refused.
 
@@ -321,6 +329,10 @@ class _Failed(Exception):
     def __init__(self, error: Error) -> None:
         super().__init__(error.reason)
         self.error = error
+
+
+def _answers(replies: Iterable[Message]) -> list[tuple[str, Message | Error]]:
+    return [(reply.metadata.reply_to_message_id, reply) for reply in replies]
 
 
 def _said(error: Error) -> str:
