@@ -91,7 +91,7 @@ class Settings(Terms, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Raises `LocalError` for a key that is none of ours, or a value of the wrong type. `secagg-roster` is
         not a setting: it is the path of the server's own file.
         """
-        return convert(defaults | ours(config, {"roster"}), cls)
+        return read(config, cls, {PREFIX + "roster"}, **defaults)
 
     @property
     def terms(self) -> Terms:
@@ -107,22 +107,21 @@ class Settings(Terms, frozen=True, kw_only=True, forbid_unknown_fields=True):
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-def ours(config: Mapping[str, Any], others: Collection[str] = ()) -> dict[str, Any]:
-    """Our keys in a framework's configuration, but for `others`: `secagg-max-weight` as `max_weight`."""
-    found = {k.removeprefix(PREFIX): v for k, v in config.items() if k.startswith(PREFIX)}
-    return {k.replace("-", "_"): v for k, v in found.items() if k not in others}
+def read(config: Mapping[str, Any], kind: type[T], others: Collection[str] = (), **defaults: Any) -> T:
+    """A struct of our keys in a framework's configuration but `others`; `defaults` where it is silent.
 
-
-def convert(given: Mapping[str, Any], kind: type[T]) -> T:
-    """A struct of these values; `LocalError` for one that it does not have, or of the wrong type."""
-    unknown = [name for name in given if name not in kind.__struct_fields__]
-    if unknown:
-        keys = ", ".join(PREFIX + name.replace("_", "-") for name in kind.__struct_fields__)
-        raise LocalError(
-            f"{PREFIX}{unknown[0].replace('_', '-')}: there is no such key here; expected one of {keys}"
-        )
+    Raises `LocalError` for a key that is none of the struct's fields, or a value of the wrong type.
+    """
+    known = {PREFIX + name.replace("_", "-"): name for name in kind.__struct_fields__}
+    given = dict(defaults)
+    for key, value in config.items():
+        if not key.startswith(PREFIX) or key in others:
+            continue
+        if key not in known:
+            raise LocalError(f"{key}: there is no such setting; expected one of {', '.join(known)}")
+        given[known[key]] = value
     try:
-        return msgspec.convert(dict(given), kind)
+        return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         raise LocalError(f"settings: {error}") from None
 

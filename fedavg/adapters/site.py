@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from fedavg.adapters.opening import PREFIX, TERMS, Settings, Terms, convert, ours, placeholder
+from fedavg.adapters.opening import PREFIX, TERMS, Settings, Terms, placeholder, read
 from protocols.errors import LocalError
 from protocols.graph import MALICIOUS, THREAT_MODELS
 from protocols.journal import Journal, MemoryJournal, SqliteJournal
@@ -64,8 +64,7 @@ class Site:
         framework's name for it, and `journal` what `MemoryJournal.dump` gave last time. Raises `LocalError`
         for files, keys or words that cannot be used.
         """
-        given = ours(config)
-        own = convert(given, Own)
+        own = read(config, Own)
         if (own.identity is UNSET) != (own.roster is UNSET):
             raise LocalError(
                 f"expected both {PREFIX}identity and {PREFIX}roster in the site's configuration, or neither"
@@ -73,7 +72,7 @@ class Site:
         policy = read_policy(own.policy, pinned=own.identity is not UNSET)
         terms = {term: getattr(own, term) for term in TERMS}
         if own.identity is UNSET or own.roster is UNSET:
-            said = {term: value for term, value in terms.items() if term in given}
+            said = {t: value for t, value in terms.items() if PREFIX + t.replace("_", "-") in config}
             memory = MemoryJournal.load(journal)
             return cls(name, placeholder(name), None, policy, said, own, memory, None)
         party, roster = read_party(Path(own.identity)), read_roster(Path(own.roster))

@@ -274,7 +274,7 @@ class SecAggGrid(Grid):
             try:
                 return _answers(self._grid.pull_messages(set(waiting)))
             except Exception as error:
-                _log.warning("secagg: replies cannot be read (%s): pulling one by one", type(error).__name__)
+                log.warning("secagg: replies cannot be read (%s): pulling one by one", type(error).__name__)
                 self._one_by_one = True
         found: list[tuple[str, Message | Error]] = []
         unread = 0

@@ -184,7 +184,7 @@ def test_a_node_that_cannot_answer(tables: Any, tmp_path: Path, how: str) -> Non
     assert mean.sites == 4
     assert mean.mean == pytest.approx(ages([101, 102, 104, 105]).mean(), abs=mean.error)
     (reason,) = play.secure.rounds[-1].dropped.values()
-    assert "its own log says why" in reason
+    assert "its log says why" in reason or "its own log says why" in reason
     assert list(play.secure.rounds[-1].dropped) == ["103"]
     for _, message in play.grid.said:
         assert SECRET not in str(message)

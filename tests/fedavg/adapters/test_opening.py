@@ -41,7 +41,7 @@ OTHERS: dict[str, Any] = {
     "protocol": "secagg+", "threat_model": MALICIOUS, "corrupted": 0.25, "dropout": 0.0, "min_included": 7,
     "degree": 16, "threshold": 9, "clipping_norm": 1.5, "norm": "max", "max_weight": 3, "bits": 8,
     "ring_bits": 40, "train_metrics": "loss:0:10", "evaluate_metrics": "a:0:1,b:-1:1",
-    "weight_key": "n", "timeout": 5.0,
+    "weight_key": "n", "max_records": 9, "timeout": 5.0,
 }  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_defaults_are_for_what_is_not_configured() -> None:
 )
 def test_no_such_setting(key: str) -> None:
     with pytest.raises(
-        LocalError, match=f"^{key}: there is no such setting; expected one of secagg-protocol"
+        LocalError, match=f"^{key}: there is no such setting; expected one of secagg-clipping-norm, "
     ):
         Settings.of({key: 1})
 
