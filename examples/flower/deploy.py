@@ -23,16 +23,20 @@ TERMS = {
     "secagg-max-records": 1000,
 }
 NAMES = ("oslo", "pisa", "york", "graz", "lyon")
-AGREED = {"secagg-threat-model": "malicious", "secagg-timeout": 25.0}
+AGREED = {"secagg-threat-model": "malicious", "secagg-dropout": 0.2, "secagg-timeout": 25.0}
 
 
 def prepare(folder):
-    """Tables, identities and the roster of five hospitals; what each one's node must know."""
-    subprocess.run([sys.executable, HERE.parent / "hospitals.py", folder, "5"], check=True)
-    secagg = Path(sys.executable).with_name("secagg")
-    subprocess.run([secagg, "keygen", *NAMES, "--out", folder], check=True)
-    publics = [folder / f"{name}.pub" for name in NAMES]
-    subprocess.run([secagg, "roster", *publics, "--out", folder / "roster.json"], check=True)
+    """Tables, identities and roster of five hospitals, if not there yet; what each node must know."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scripts = Path(sys.executable).parent
+    if not all((scripts / name).exists() for name in ("secagg", "flower-superlink")):
+        raise SystemExit("this needs the extras demo and flower: pip install -e '.[demo,flower]'")
+    if not (folder / "roster.json").exists():
+        subprocess.run([sys.executable, HERE.parent / "hospitals.py", folder, "5"], check=True)
+        subprocess.run([scripts / "secagg", "keygen", *NAMES, "--out", folder], check=True)
+        publics = [folder / f"{name}.pub" for name in NAMES]
+        subprocess.run([scripts / "secagg", "roster", *publics, "--out", folder / "roster.json"], check=True)
     return [
         {
             "secagg-identity": str(folder / f"{name}.key"),
@@ -60,7 +64,6 @@ def show(run):
 
 def main():
     folder = Path(sys.argv[1]).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
     agreed = AGREED | {"secagg-roster": str(folder / "roster.json")}
     with Deployment(prepare(folder), folder=folder / "processes") as federation:
         print("five hospitals are online")

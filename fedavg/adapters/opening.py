@@ -56,7 +56,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 raise LocalError("metrics: a weight cannot be a metric too: it is summed as it is")
 
 
-TERMS = Terms.__struct_fields__
+STATISTICS_TERMS = ("max_records",)
+LEARNING_TERMS = tuple(name for name in Terms.__struct_fields__ if name not in STATISTICS_TERMS)
 
 
 class Settings(Terms, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,11 +93,6 @@ class Settings(Terms, frozen=True, kw_only=True, forbid_unknown_fields=True):
         not a setting: it is the path of the server's own file.
         """
         return read(config, cls, {PREFIX + "roster"}, **defaults)
-
-    @property
-    def terms(self) -> Terms:
-        """The terms alone."""
-        return Terms(**{name: getattr(self, name) for name in TERMS})
 
     def codec(self, dim: int, metrics: Mapping[str, tuple[float, float]], clients: int) -> Codec:
         """How the reports of so many clients travel: `dim` parameters and these metrics."""

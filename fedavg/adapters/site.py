@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from fedavg.adapters.opening import PREFIX, TERMS, Settings, Terms, placeholder, read
+from fedavg.adapters.opening import PREFIX, Settings, Terms, placeholder, read
 from protocols.errors import LocalError
 from protocols.graph import MALICIOUS, THREAT_MODELS
 from protocols.journal import Journal, MemoryJournal, SqliteJournal
@@ -70,7 +70,7 @@ class Site:
                 f"expected both {PREFIX}identity and {PREFIX}roster in the site's configuration, or neither"
             )
         policy = read_policy(own.policy, pinned=own.identity is not UNSET)
-        terms = {term: getattr(own, term) for term in TERMS}
+        terms = {term: getattr(own, term) for term in Terms.__struct_fields__}
         if own.identity is UNSET or own.roster is UNSET:
             said = {t: value for t, value in terms.items() if PREFIX + t.replace("_", "-") in config}
             memory = MemoryJournal.load(journal)
@@ -82,13 +82,17 @@ class Site:
         beside = SqliteJournal(Path(own.identity).with_suffix(".journal"), party.journal_key, states=False)
         return cls(party.name, party.identity, roster, policy, terms, own, beside, party.journal_key)
 
-    def check(self, settings: Settings) -> None:
-        """Raise `LocalError` unless the settings of a round are on this site's terms.
+    def check(self, settings: Settings, terms: Collection[str]) -> None:
+        """Raise `LocalError` unless these terms of a round, and what it withstands, are this site's own.
 
-        A server that chose them freely could ask, round by round, whether a weight is above `max_weight`, or
+        A server that chose terms freely could ask, round by round, whether a weight is above `max_weight`, or
         by a tiny clipping norm make an update its signs.
         """
-        other = [PREFIX + t.replace("_", "-") for t, v in self.terms.items() if getattr(settings, t) != v]
+        other = [
+            PREFIX + t.replace("_", "-")
+            for t, v in self.terms.items()
+            if t in terms and getattr(settings, t) != v
+        ]
         if other:
             raise LocalError(f"settings: {', '.join(other)}: not what this site's own configuration says")
         # The session withstands at least that fraction of the cohort; the policy is of the whole roster.

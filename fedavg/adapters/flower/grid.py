@@ -173,7 +173,7 @@ class SecAggGrid(Grid):
             if cohort.names and not isinstance(error, Infeasible):
                 raise
             # Of so few nodes: there may be others, or more that say who they are, next time.
-            result = Aborted("opening", str(error))
+            result = Aborted("opening", str(error) if cohort.names else "no node takes part")
         else:
             result = self._run(opening, session, cohort, like, timeout)
         for node, known in cohort.names.items():
@@ -182,6 +182,12 @@ class SecAggGrid(Grid):
                 reason = f"secagg: at {fault.stage}: {fault.cause}"
                 cohort.faults.setdefault(node, Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
         said = {cohort.names.get(node, str(node)): _said(e) for node, e in cohort.faults.items()}
+        if len(said) > 1 and len(set(said.values())) == 1 and len(said) == len(cohort.names):
+            log.warning(
+                "secagg: all nodes say the same: look at the app and its settings, and at one node's log"
+            )
+            if not any(reason.startswith("secagg: ") for reason in said.values()):
+                log.warning("secagg: is secagg_mod attached to the function, first of all mods?")
         if isinstance(result, Aborted):
             self.rounds.append(Round(name, number, (), said, result))
         else:
@@ -337,8 +343,10 @@ def _answers(replies: Iterable[Message]) -> list[tuple[str, Message | Error]]:
 
 def _said(error: Error) -> str:
     """What a node says of itself, fit for a log: one line, not too long."""
-    text = "".join(c if c.isprintable() else " " for c in (error.reason or "")[:_LONGEST_REASON])
-    return text or f"error {error.code}"
+    text = error.reason or f"error {error.code}"
+    if len(text) > _LONGEST_REASON:  # a traceback says what happened at its end
+        text = f"{text[: _LONGEST_REASON // 3]} ... {text[-_LONGEST_REASON // 2 :]}"
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _refusal(error: Exception) -> Error:

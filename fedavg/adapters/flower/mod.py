@@ -8,7 +8,7 @@ one, the state of a session is as safe as the place where the SuperNode keeps it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 import numpy as np
@@ -31,7 +31,7 @@ from fedavg.adapters.flower.records import (
     task,
     unpack,
 )
-from fedavg.adapters.opening import Opening, Settings
+from fedavg.adapters.opening import LEARNING_TERMS, Opening
 from fedavg.adapters.site import Site
 from protocols.errors import Aborted, RemoteError
 from protocols.journal import MemoryJournal
@@ -70,10 +70,15 @@ def secagg_mod(message: Message, context: Context, call_next: ClientAppCallable)
     return take_part(message, context, make if kind in ("train", "evaluate") else None)
 
 
-def take_part(message: Message, context: Context, make: Make | None) -> Message:
-    """The reply to one message of a session in which this node takes part; None refuses them all."""
+def take_part(
+    message: Message, context: Context, make: Make | None, terms: Collection[str] = LEARNING_TERMS
+) -> Message:
+    """The reply to one message of a session in which this node takes part, on these of its terms.
+
+    No `make` refuses them all.
+    """
     try:
-        return Message(_answered(message, context, make), reply_to=message)
+        return Message(_answered(message, context, make, terms), reply_to=message)
     except Refused as refused:
         code, reason = refused.code, str(refused)
     except (RemoteError, ValueError) as error:  # `LocalError` is a ValueError
@@ -94,13 +99,14 @@ def _replied(reply: Message) -> RecordDict:
     return reply.content
 
 
-def _answered(message: Message, context: Context, make: Make | None) -> RecordDict:
+def _answered(message: Message, context: Context, make: Make | None, terms: Collection[str]) -> RecordDict:
     """One message of a round: the first, which opens it, or one of those that follow."""
     content = message.content
     ours, letters = content.config_records.get(RECORD), content.array_records.get(ENVELOPES)
     if make is None or (ours is None and letters is None):
         raise Refused(
-            f"a {message.metadata.message_type} message without protection is refused: send it by SecAggGrid"
+            f"{message.metadata.message_type}: a message without protection is refused: send it by "
+            "SecAggGrid (in the legacy API: by fit_workflow and evaluate_workflow)"
         )
     kept = context.state.config_records.get(RECORD, ConfigRecord())
     journal = bytes_of(kept, "journal") if "journal" in kept else None
@@ -115,7 +121,9 @@ def _answered(message: Message, context: Context, make: Make | None) -> RecordDi
     if ours is not None:
         _erase(context)  # a round that was never finished
         opening = Opening.from_bytes_checked(bytes_of(ours, "opening"))
-        _check_terms(opening.settings, site, kept)
+        site.check(opening.settings, terms)
+        if kept.get("terms") not in (None, _packed(opening, terms)):
+            raise Refused("the settings are not those of this run's first round")
         session = opening.session(task(context, message), site.roster)
         client = session.client(site.name, site.identity, policy=site.policy, journal=site.journal)
         sent = client.handle(Started())
@@ -136,7 +144,7 @@ def _answered(message: Message, context: Context, make: Make | None) -> RecordDi
         if hash_instruction(instruction, message, context.run_config) != opening.instruction:
             raise Refused("the instruction is not the one that the round was opened for")
         sent += client.handle(Input(_vector(instruction, opening, site, make)))
-    _keep(client, context, site, opening)
+    _keep(client, context, site, opening, _packed(opening, terms))
     return RecordDict({ENVELOPES: pack(sent)})
 
 
@@ -152,9 +160,13 @@ def _vector(instruction: RecordDict, opening: Opening, site: Site, make: Make) -
         raise Refused(reason, ErrorCode.CLIENT_APP_RAISED_EXCEPTION) from None
 
 
-def _keep(client: ClientMachine, context: Context, site: Site, opening: Opening) -> None:
+def _packed(opening: Opening, terms: Collection[str]) -> bytes:
+    return msgspec.msgpack.encode([getattr(opening.settings, term) for term in terms])
+
+
+def _keep(client: ClientMachine, context: Context, site: Site, opening: Opening, terms: bytes) -> None:
     """Keep the client's state until the next message, or nothing if this was the last."""
-    kept = ConfigRecord({"terms": msgspec.msgpack.encode(opening.settings.terms)})
+    kept = ConfigRecord({"terms": terms})
     if client.result is None:
         # Without an identity's file there is no place for a key but beside what it opens.
         key = site.key or system(32)
@@ -177,11 +189,3 @@ def _erase(context: Context) -> None:
         context.state[RECORD] = left
     elif RECORD in context.state:
         del context.state[RECORD]
-
-
-def _check_terms(settings: Settings, site: Site, kept: ConfigRecord) -> None:
-    """Refuse settings that are not on the site's terms, or that change within a run."""
-    site.check(settings)
-    before = kept.get("terms")
-    if before is not None and before != msgspec.msgpack.encode(settings.terms):
-        raise Refused("the settings are not those of this run's first round")

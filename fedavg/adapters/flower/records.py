@@ -137,6 +137,9 @@ class Plan:
         missing = [name for name in (self.weight_key, *self.metrics) if name not in numbers]
         if missing:
             raise ValueError(f"reply: there is no number {', '.join(missing)} in its metrics")
+        withheld = sorted(set(numbers) - {self.weight_key, *self.metrics})
+        if withheld:
+            log.info("secagg: without a range in the settings, and so not sent: %s", ", ".join(withheld))
         weight: Any = numbers[self.weight_key]  # the codec refuses what is no integer
         return self.codec.encode(update, weight, system, [numbers[m] for m in self.metrics])
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from fedavg.adapters.flower.grid import SecAggGrid
 from fedavg.adapters.flower.mod import Refused, take_part
 from fedavg.adapters.flower.records import bytes_of
-from fedavg.adapters.opening import PREFIX, Opening
+from fedavg.adapters.opening import PREFIX, STATISTICS_TERMS, Opening
 from fedavg.adapters.site import Own, Site
 from fedavg.budget import Budget, BudgetSpent
 from fedavg.statistics import (
@@ -60,7 +60,7 @@ def statistics_app(table: Callable[[Context], AnyPath] | None = None) -> ClientA
         def make(instruction: RecordDict, opening: Opening, site: Site) -> NDArray[np.int64]:
             return _answer(instruction, opening, site.own, None if table is None else table(context))
 
-        return take_part(message, context, make)
+        return take_part(message, context, make, STATISTICS_TERMS)
 
     return app
 

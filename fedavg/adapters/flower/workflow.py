@@ -79,6 +79,10 @@ class SecAggPlusWorkflow:
         if not isinstance(context, LegacyContext):
             raise TypeError(f"context: expected a LegacyContext, got {type(context).__name__}")
         check_averages(context.strategy, self._given["max_weight"])
+        if not any(len(arrays) for arrays in context.state.array_records.values()):
+            raise LocalError(
+                "the strategy has no initial_parameters, and nodes are not asked for theirs: give it some"
+            )
         if self._wrapped is None:  # one for all rounds: it remembers which node is who
             wanted = (self._shares, self._threshold, self._timeout)
             self._wrapped = _WorkflowGrid(grid, context, wanted, self._roster, self._given)
@@ -94,6 +98,7 @@ class _WorkflowGrid(SecAggGrid):
     ) -> None:  # fmt: skip
         super().__init__(grid, context, roster=roster, **settings)
         self._wanted = wanted
+        self._taken: tuple[int, int] | None = None
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -108,11 +113,18 @@ class _WorkflowGrid(SecAggGrid):
         degree, threshold = min(int(shares), nodes) - 1, int(threshold)
         demands = (nodes, found.corrupted, found.dropout, found.protocol, found.threat_model)
         try:
+            own = parameters(*demands)
+        except Infeasible:  # not for the shares' sake: the round says why
+            return found
+        try:
             parameters(*demands, degree=degree, threshold=threshold)
         except Infeasible as error:
-            log.warning(
-                "secagg: num_shares %d and reconstruction_threshold %d are not safe here (%s): taking others",
-                shares, threshold, error,
-            )  # fmt: skip
+            taken = (own.degree + 1, own.threshold)
+            if taken != self._taken:
+                self._taken = taken
+                log.warning(
+                    "secagg: num_shares %d and reconstruction_threshold %d are not safe here (%s): "
+                    "taking %d and %d", shares, threshold, error, *taken,
+                )  # fmt: skip
             return found
         return msgspec.structs.replace(found, degree=degree, threshold=threshold)

@@ -34,8 +34,7 @@ if find_spec("flwr"):
 
     from fedavg.adapters.flower import SecAggGrid, secagg_mod
     from fedavg.adapters.flower.records import Plan
-    from fedavg.adapters.opening import TERMS as TERM_NAMES
-    from fedavg.adapters.opening import Settings
+    from fedavg.adapters.opening import LEARNING_TERMS, STATISTICS_TERMS, Settings
     from protocols.roster import generate_party, write_roster
 
     Fault = Callable[[int, int, Message], str | None]
@@ -160,7 +159,7 @@ if find_spec("flwr"):
         "secagg-evaluate-metrics": "accuracy:0:1", "secagg-timeout": 0.001,
     }  # fmt: skip
 
-    TERMS = {"secagg-" + name.replace("_", "-") for name in TERM_NAMES}
+    TERMS = {"secagg-" + name.replace("_", "-") for name in (*LEARNING_TERMS, *STATISTICS_TERMS)}
 
     def model(seed: int = 0) -> ArrayRecord:
         """Three arrays of float32, one of them without dimensions."""
@@ -222,7 +221,9 @@ if find_spec("flwr"):
                 write_roster(roster, [public for _, public in files.values()])
                 for node, (key, _) in files.items():
                     configs[node] = {"secagg-identity": str(key), "secagg-roster": str(roster)}
-                    configs[node] |= {k: v for k, v in self.config.items() if k in TERMS}
+                    configs[node] |= {
+                        k: v for k, v in self.config.items() if k in TERMS or k == "secagg-max-records"
+                    }
                     if policy is not None:
                         configs[node]["secagg-policy"] = policy
                 if "secagg-threat-model" not in self.config:

@@ -32,7 +32,9 @@ def plain(flower: Any, app: Any, kind: str, content: RecordDict) -> str:
 def test_an_unprotected_message(flower: Any, kind: str) -> None:
     for content in (RecordDict({"arrays": flower.model()}), RecordDict()):
         reason = plain(flower, flower.make_app(secagg_mod), kind, content)
-        assert reason == f"secagg: a {kind} message without protection is refused: send it by SecAggGrid"
+        assert reason.startswith(
+            f"secagg: {kind}: a message without protection is refused: send it by SecAggGrid"
+        )
 
 
 @pytest.mark.parametrize("kind", ["query", "query.more", "evaluate.more"])
@@ -45,7 +47,9 @@ def test_kinds_that_are_not_learning(flower: Any, kind: str, content: str) -> No
     record = RecordDict({"secagg": ConfigRecord({"opening": b""})} if content == "opening" else {})
     reason = plain(flower, app, kind, record)
     if kind.startswith("query") or content == "plain":
-        assert reason == f"secagg: a {kind} message without protection is refused: send it by SecAggGrid"
+        assert reason.startswith(
+            f"secagg: {kind}: a message without protection is refused: send it by SecAggGrid"
+        )
     else:
         assert reason == "secagg: the opening of the round cannot be decoded"
 
@@ -56,7 +60,9 @@ def test_a_legacy_app(flower: Any, kind: str) -> None:
         raise AssertionError("it was asked")
 
     reason = plain(flower, ClientApp(client, mods=[secagg_mod]), kind, RecordDict())
-    assert reason == f"secagg: a {kind} message without protection is refused: send it by SecAggGrid"
+    assert reason.startswith(
+        f"secagg: {kind}: a message without protection is refused: send it by SecAggGrid"
+    )
 
 
 def test_a_statistics_app(flower: Any) -> None:

@@ -17,7 +17,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedavg.adapters.flower.records import ENVELOPES, RECORD, hash_instruction, instruction_in, pack
-from fedavg.adapters.opening import PREFIX, Opening, Settings
+from fedavg.adapters.opening import LEARNING_TERMS, PREFIX, Opening, Settings
 from protocols.wire import Envelope, from_bytes_checked
 from secagg.labels import Label, digest
 
@@ -197,7 +197,8 @@ def own_terms(settings: Settings) -> dict[str, Any]:
     """The keys of a node's own configuration that agree to these settings."""
     return {
         PREFIX + name.replace("_", "-"): value
-        for name, value in msgspec.structs.asdict(settings.terms).items()
+        for name, value in msgspec.structs.asdict(settings).items()
+        if name in LEARNING_TERMS
     }
 
 
