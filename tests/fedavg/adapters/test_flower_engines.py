@@ -70,7 +70,9 @@ def test_the_readmes_change_is_all_that_makes_the_example_secure(tmp_path: Path)
             "import sys\n"
             f"sys.path[:0] = [{str(ROOT / 'examples/flower')!r}]\n"
             "from deployment import Deployment\n"
-            f"config = {{'tables': {str(tmp_path / 'plain')!r}, 'model': {str(tmp_path / name)!r}}}\n"
+            # As many as there are: Flower samples from those that have registered so far.
+            f"config = {{'hospitals': 10, 'tables': {str(tmp_path / 'plain')!r}}}\n"
+            f"config['model'] = {str(tmp_path / name)!r}\n"
             f"with Deployment(10) as federation:\n    run = federation.run({str(app)!r}, config)\n"
             "print(run.log)\n"
             "assert run.completed, run.details\n"

@@ -13,7 +13,8 @@ app = ServerApp()
 @app.main()
 def main(grid, context):
     grid = SecAggGrid(grid, context)
-    strategy = FedAvg(min_available_nodes=3, min_train_nodes=3, min_evaluate_nodes=3)
+    least = context.run_config["hospitals"]
+    strategy = FedAvg(min_available_nodes=least, min_train_nodes=least, min_evaluate_nodes=least)
     start = ArrayRecord([np.zeros(6, np.float32), np.zeros((), np.float32)])
     result = strategy.start(grid, start, num_rounds=context.run_config["rounds"])
     if not result.arrays:
