@@ -36,7 +36,8 @@ from protocols.wire import Envelope
 from secagg.invalid import Invalid
 from secagg.keys import verify
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # seconds between two looks for replies
+# Seconds between two looks for replies: short at first, when a pause is most of what an exchange takes.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 1.0
 
 _LONGEST_REASON = 300
 
