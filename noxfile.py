@@ -11,4 +11,5 @@ def flower(session: nox.Session) -> None:
     """The adapter for Flower, and models of PyTorch: their own versions of what we use too."""
     session.install("-q", "-e", ".[flower,test]", "flwr[simulation]", "torch==2.13.0")
     session.run("mypy")
-    session.run("pytest", *(session.posargs or ["tests/fedavg/adapters"]))
+    everything = ["tests/fedavg/adapters", "tests/benchmarks/test_flower_benchmark.py"]
+    session.run("pytest", *(session.posargs or everything))
