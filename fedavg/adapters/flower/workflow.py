@@ -16,7 +16,7 @@ from fedavg.adapters.flower.records import log
 from fedavg.adapters.flower.strategies import check_averages
 from fedavg.adapters.opening import Settings
 from protocols.errors import Infeasible, LocalError
-from protocols.graph import parameters
+from protocols.graph import MALICIOUS, SECAGG, SECAGG_PLUS, parameters
 
 
 class SecAggPlusWorkflow:
@@ -57,7 +57,9 @@ class SecAggPlusWorkflow:
         self._shares, self._threshold, self._timeout = num_shares, reconstruction_threshold, timeout
         self._roster = roster
         self._given = {
-            "protocol": "secagg+", "norm": "max", "weight_key": "num_examples",
+            # The sparse graph of Flower's own, but where a server could choose it.
+            "protocol": SECAGG if settings.get("threat_model") == MALICIOUS else SECAGG_PLUS,
+            "norm": "max", "weight_key": "num_examples",
             "max_weight": int(max_weight), "clipping_norm": float(clipping_range),
             "bits": quantization_range.bit_length() - 1, "ring_bits": modulus_range.bit_length() - 1,
             **({} if timeout is None else {"timeout": float(timeout)}), **settings,

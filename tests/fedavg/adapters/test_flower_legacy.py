@@ -20,6 +20,7 @@ from fedavg.adapters.flower.records import RECORD
 from fedavg.adapters.opening import Opening, Settings
 from protocols.errors import LocalError
 from protocols.graph import parameters
+from protocols.roster import generate_party, write_roster
 
 NODES = 10
 METRICS = {"train_metrics": "loss:0:1", "evaluate_metrics": "loss:0:1, accuracy:0:1"}
@@ -54,7 +55,8 @@ class Run:
 
     def __init__(
         self, flower: Any, workflow: Any, *, kind: Any = FedAvg, fault: Any = None, rounds: int = 2,
-        start: bool = True, app: Any = None, config: Any = None, evaluate: bool = True, **options: Any,
+        start: bool = True, app: Any = None, config: Any = None, evaluate: bool = True, nodes: Any = None,
+        **options: Any,
     ) -> None:  # fmt: skip
         arrays = [a.numpy() for a in flower.model().values()]
         if start:
@@ -64,7 +66,7 @@ class Run:
             evaluate_metrics_aggregation_fn=weighted, **options,
         )  # fmt: skip
         mods = [] if workflow is None else [secagg_mod]
-        self.grid = flower.LocalGrid(legacy_app(*mods) if app is None else app, NODES, fault)
+        self.grid = flower.LocalGrid(legacy_app(*mods) if app is None else app, NODES, fault, None, nodes)
         context = LegacyContext(self.grid.context(config), ServerConfig(num_rounds=rounds), strategy)
         workflows = {} if workflow is None else {"fit_workflow": workflow}
         if workflow is not None and evaluate:
@@ -77,7 +79,23 @@ class Run:
     def openings(self) -> list[Opening]:
         records = [m.content.config_records[RECORD] for n, m in self.grid.sent
                    if n == 101 and RECORD in m.content]  # fmt: skip
-        return [Opening.from_bytes_checked(record["opening"]) for record in records]
+        return [Opening.from_bytes_checked(record["opening"]) for record in records if "opening" in record]
+
+
+def test_a_malicious_server_is_withstood_with_identities(flower: Any, sites: Any) -> None:
+    """As the migration page says: the roster at the server, and at each node its identity and the terms."""
+    folder = sites()
+    files = {101 + i: generate_party(f"site-{i}", folder) for i in range(NODES)}
+    write_roster(folder / "roster.json", [public for _, public in files.values()])
+    terms = {
+        "secagg-norm": "max", "secagg-clipping-norm": 8.0, "secagg-max-weight": 1000, "secagg-bits": 22,
+        "secagg-weight-key": "num_examples", "secagg-roster": str(folder / "roster.json"),
+    }  # fmt: skip
+    nodes = {node: terms | {"secagg-identity": str(key)} for node, (key, _) in files.items()}
+    workflow = SecAggPlusWorkflow(10, 6, timeout=5, threat_model="malicious", roster=folder / "roster.json")
+    found = Run(flower, workflow, rounds=1, evaluate=False, nodes=nodes)
+    same(found, Run(flower, None, rounds=1))
+    assert (found.openings()[0].settings.protocol, found.openings()[0].settings.threshold) == ("secagg", 6)
 
 
 def same(one: Run, two: Run, atol: float = 1e-4) -> None:
