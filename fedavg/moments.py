@@ -64,7 +64,7 @@ def moments(tables: Mapping[str, Floats], aggregate: Aggregator, max_records: in
     squares = {name: (table - mean) ** 2 for name, table in tables.items()}
     distances, _, again = _sums(squares, aggregate, max_records, 2, counting=False)
     if again != included:
-        raise Aborted("masked", "the sums are over different hospitals: some dropped out in between")
+        raise Aborted("sum", "the sums are over different hospitals: some dropped out in between")
     deviation = np.sqrt(np.maximum(distances / count, 0.0))
     deviation[deviation < scale * 2.0**-20] = 0.0  # what the mean's own rounding makes of a constant
     return Moments(count, mean, deviation)
@@ -90,7 +90,7 @@ def _sums(
     if isinstance(result, Aborted):
         raise result
     if set(result.included) != set(ranged):
-        raise Aborted("masked", "the sums are over different hospitals: some dropped out in between")
+        raise Aborted("sum", "the sums are over different hospitals: some dropped out in between")
     total = [int(v) for v in result.sum]
     offset = len(result.included) * max_records * unit
     columns = len(scale)

@@ -1,1 +1,1 @@
-"""Parties, rounds and messages: sans-I/O protocols over the primitives of `secagg`."""
+"""Parties, rounds and messages over the primitives of `secagg`: sans-I/O but for what parties keep."""
