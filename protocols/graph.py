@@ -91,13 +91,14 @@ class Harary:
 
     def __init__(self, n: int, degree: int, seed: bytes) -> None:
         self._order, self._place = _ring(n, seed)
-        self._half = degree // 2
+        half = degree // 2
+        self._steps = np.r_[-half:0, 1 : half + 1]
 
     def neighbours(self, i: int) -> tuple[int, ...]:
         """The `degree` clients nearest to i on the ring."""
-        steps = np.arange(-self._half, self._half + 1)
-        near = self._order[(self._place[i] + steps) % self._order.size]
-        return tuple(sorted(int(j) for j in near if j != i))
+        near = self._order[(self._place[i] + self._steps) % self._order.size]
+        near.sort()
+        return tuple(near.tolist())
 
     holders = neighbours
 

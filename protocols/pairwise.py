@@ -320,6 +320,7 @@ class ClientContext:
     identity: Identity
     policy: Policy
     rng: Rng
+    expand: prg.Expand
 
 
 def advertise_keys(context: ClientContext, _: AwaitStart, __: Started) -> tuple[State, Outbox]:
@@ -419,6 +420,8 @@ def open_shares(context: ClientContext, state: AwaitShares, message: Shares) -> 
     held = {index: state.own} if session.complete else {}
     for dealer, sealed, pair in zip(others, boxes, pairs, strict=True):
         held[dealer] = _open(session, state.channels[dealer], dealer, index, sealed, pair)
+    for dealer in _malformed(session, held):
+        held[dealer] = b""
     opened = sum(map(bool, held.values()))
     # Without signatures, a box that does not open may be all that shows two halves being told different
     # sessions; in a model where everybody follows the protocol it never happens, so one is enough.
@@ -438,16 +441,23 @@ def _open(session: Session, key: bytes, dealer: int, holder: int, sealed: bytes,
     size = _opening_bytes(session)
     try:
         plain = box.unseal(key, sealed, _associated(session, dealer, holder))
-        for i, kind in enumerate(_KINDS):
-            opening = plain[i * size : (i + 1) * size]
-            shamir.check(opening[: shamir.SHARE_BYTES])
-            if session.signed:
-                promised = pair[i * COMMITMENT_BYTES : (i + 1) * COMMITMENT_BYTES]
-                if _share_commitment(session, dealer, holder, kind, opening) != promised:
-                    return b""
     except Invalid:
         return b""
+    if session.signed:
+        for i, kind in enumerate(_KINDS):
+            opening = plain[i * size : (i + 1) * size]
+            promised = pair[i * COMMITMENT_BYTES : (i + 1) * COMMITMENT_BYTES]
+            if _share_commitment(session, dealer, holder, kind, opening) != promised:
+                return b""
     return plain
+
+
+def _malformed(session: Session, held: Mapping[int, bytes]) -> list[int]:
+    """The dealers whose shares are not the one encoding of any: looked at all at once."""
+    size = _opening_bytes(session)
+    opened = [dealer for dealer, plain in held.items() if plain]
+    shares = [held[d][start : start + shamir.SHARE_BYTES] for d in opened for start in (0, size)]
+    return [opened[place // len(_KINDS)] for place in shamir.malformed(shares)]
 
 
 def mask_input(context: ClientContext, state: AwaitInput, event: Input) -> tuple[State, Outbox]:
@@ -463,7 +473,7 @@ def mask_input(context: ClientContext, state: AwaitInput, event: Input) -> tuple
     for peer, public in state.peers.items():
         (add if index < peer else subtract).append(_pair_seed(session, own, public))
     vector = event.vector.copy()  # the input stays as it is until the journal has this step
-    prg.accumulate(session.ring, vector, add, subtract)
+    context.expand(session.ring, vector, add, subtract)
     session.ring.reduce(vector)
     after = AwaitSurvivors(state.setup, state.held, state.strangers)
     return after, [(0, Masked(state.echo), session.ring.pack(vector))]
@@ -600,6 +610,7 @@ class ServerContext:
     """What a server knows and never changes."""
 
     session: Session
+    expand: prg.Expand
 
     def name(self, i: int) -> str:
         return self.session.names[i]
@@ -787,7 +798,7 @@ def unmask(
                 seed = _pair_seed(session, recovered, state.mask_keys[peer])
                 # The survivor's own sign, undone: it added where its place is the lower one.
                 (subtract if peer < dealer else add).append(seed)
-    prg.accumulate(session.ring, total, add, subtract)
+    context.expand(session.ring, total, add, subtract)
     session.ring.reduce(total)
     return Finished(state.included), [], faults
 
@@ -940,7 +951,7 @@ def _server_rules(signed: bool) -> ServerRules:
 
 def client(
     session: Session, name: str, identity: Identity, policy: Policy, rng: Rng, journal: Any,
-    snapshot: tuple[bytes | None, bytes | None] | None = None,
+    expand: prg.Expand, snapshot: tuple[bytes | None, bytes | None] | None = None,
 ) -> ClientMachine:  # fmt: skip
     """A client machine; see `Session.client`."""
     if not isinstance(identity, Identity):
@@ -951,15 +962,16 @@ def client(
     if session.identities[index] != identity.public:
         raise LocalError(f"client: the roster has another identity for {name!r}")
     policy.check(session)
-    context = ClientContext(session, index, identity, policy, rng)
+    context = ClientContext(session, index, identity, policy, rng, expand)
     rules = _CLIENT_RULES[session.signed]
     return ClientMachine(session, name, rules, context, AwaitStart(), identity.public, journal, snapshot)
 
 
 def server(
-    session: Session, rng: Rng, journal: Any, snapshot: tuple[bytes | None, bytes | None] | None = None
-) -> ServerMachine:
+    session: Session, rng: Rng, journal: Any, expand: prg.Expand,
+    snapshot: tuple[bytes | None, bytes | None] | None = None,
+) -> ServerMachine:  # fmt: skip
     """The server machine; see `Session.server`."""
     seed = b"" if session.complete else rng(32)
-    context, rules = ServerContext(session), _server_rules(session.signed)
+    context, rules = ServerContext(session, expand), _server_rules(session.signed)
     return ServerMachine(session, rules, context, AwaitKeys(seed), journal, snapshot)

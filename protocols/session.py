@@ -25,6 +25,7 @@ from protocols.wire import HEADER_BYTES, MAX_NAME_BYTES, SESSION_BYTES, check_na
 from secagg import keys
 from secagg.invalid import Invalid
 from secagg.labels import VERSION, Label, digest
+from secagg.prg import Expand, accumulate
 from secagg.randomness import Rng, system
 from secagg.ring import Ring, Vector
 
@@ -208,34 +209,42 @@ class Session:
             raise LocalError(f"input: expected entries from 0 to {self.bound - 1}, at least one is outside")
         return array.astype(self.ring.dtype)
 
-    def server(self, *, rng: Rng = system, journal: Journal | None = None) -> ServerMachine:
-        """A new server for this session."""
-        machine: ServerMachine = self._home().server(self, rng, journal)
+    def server(
+        self, *, rng: Rng = system, journal: Journal | None = None, expand: Expand = accumulate
+    ) -> ServerMachine:
+        """A new server for this session.
+
+        `expand` takes the masks out of the sum: on this thread, or on several: `secagg.threaded(2)`.
+        """
+        machine: ServerMachine = self._home().server(self, rng, journal, expand)
         return machine
 
     def client(
         self, name: str, identity: keys.Identity, *, policy: Policy | None = None, rng: Rng = system,
-        journal: Journal | None = None,
+        journal: Journal | None = None, expand: Expand = accumulate,
     ) -> ClientMachine:  # fmt: skip
-        """A new client for this session.
+        """A new client for this session; `expand` masks its vector, as in `server`.
 
         Pass the same `journal` in every session of an identity: it is what makes "one update, one
         answer" hold across sessions and restarts. Raises `LocalError` if the identity is not the
         roster's, the session is below `policy`, or the journal says the round was answered.
         """
-        machine: ClientMachine = self._home().client(self, name, identity, policy or Policy(), rng, journal)
+        machine: ClientMachine = self._home().client(
+            self, name, identity, policy or Policy(), rng, journal, expand
+        )
         return machine
 
     def restore_server(
-        self, journal: Journal, *, snapshot: bytes | None = None, key: bytes | None = None
-    ) -> ServerMachine:
+        self, journal: Journal, *, snapshot: bytes | None = None, key: bytes | None = None,
+        expand: Expand = accumulate,
+    ) -> ServerMachine:  # fmt: skip
         """The server as it was: from `snapshot` and its key, or from the state that the journal keeps."""
-        machine: ServerMachine = self._home().server(self, system, journal, (snapshot, key))
+        machine: ServerMachine = self._home().server(self, system, journal, expand, (snapshot, key))
         return machine
 
     def restore_client(
         self, name: str, identity: keys.Identity, journal: Journal, *, snapshot: bytes | None = None,
-        key: bytes | None = None, policy: Policy | None = None,
+        key: bytes | None = None, policy: Policy | None = None, expand: Expand = accumulate,
     ) -> ClientMachine:  # fmt: skip
         """The client as it was: from `snapshot` and its key, or from the state that the journal keeps.
 
@@ -245,7 +254,7 @@ class Session:
         journal (an old state would use a mask twice).
         """
         made: Callable[..., ClientMachine] = self._home().client
-        return made(self, name, identity, policy or Policy(), system, journal, (snapshot, key))
+        return made(self, name, identity, policy or Policy(), system, journal, expand, (snapshot, key))
 
     def _home(self) -> Any:
         return import_module(_HOMES[self.protocol])

@@ -37,6 +37,7 @@ _HOMES = {
     "parameters": "protocols.graph",
     "Parameters": "protocols.graph",
     "Identity": "secagg.keys",
+    "threaded": "secagg.prg",
     "simulate": "protocols.simulator",
     "Simulation": "protocols.simulator",
     "Drop": "protocols.simulator",

@@ -32,5 +32,6 @@ from protocols.wire import Envelope as Envelope
 from protocols.wire import from_bytes_checked as from_bytes_checked
 from protocols.wire import to_bytes as to_bytes
 from secagg.keys import Identity as Identity
+from secagg.prg import threaded as threaded
 
 __version__: str

@@ -3,7 +3,8 @@
 The seed is 16 bytes derived by HKDF-SHA256 (`keys.derive`) from a secret that is used for nothing else,
 so the counter may start at zero. No stream is ever held at full length: chunks of coordinates run
 outermost and streams inside, so that the chunk of the accumulator stays in cache while every stream is
-added to it, and the work is bounded by the cipher itself.
+added to it, and the work is bounded by the cipher itself. A counter can start anywhere, so ranges of
+coordinates are independent work: for threads (`threaded`), or for machines (`offset`).
 
 CTR mode gives a stream indistinguishable from random while the blocks used stay far below 2^64; it
 authenticates nothing.
@@ -12,9 +13,13 @@ authenticates nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
 
 from secagg.ring import Ring, Vector
 
@@ -22,28 +27,103 @@ SEED_BYTES = 16
 CHUNK_BYTES = 1 << 17  # accumulator, keystream and zeros together fit a 1 MiB second-level cache
 _ZEROS = bytes(CHUNK_BYTES)
 _BATCH = 1024  # streams open at a time: bounds the memory of their cipher contexts
+_BLOCK_BYTES = 16
+_CACHE_LINE = 64
 
 
-def accumulate(ring: Ring, vector: Vector, add: Sequence[bytes] = (), subtract: Sequence[bytes] = ()) -> None:
+class Expand(Protocol):
+    """What adds keystreams to a vector in place: `accumulate`, or the same work split among many."""
+
+    def __call__(
+        self, ring: Ring, vector: Vector, add: Sequence[bytes], subtract: Sequence[bytes]
+    ) -> None:  # fmt: skip
+        """See `accumulate`."""
+        ...
+
+
+def accumulate(
+    ring: Ring, vector: Vector, add: Sequence[bytes] = (), subtract: Sequence[bytes] = (), *, offset: int = 0
+) -> None:
     """Add the keystreams of the seeds in `add` to `vector` and subtract those in `subtract`, in place.
 
     `vector` has dtype `ring.dtype` and any length. A keystream is read as little-endian words of that
     dtype, one an entry. Entries wrap modulo the dtype and are left unreduced: call `ring.reduce` when
-    all is added.
+    all is added. `offset` is the place in the keystreams of the vector's first entry, a whole number of
+    16-byte blocks: `vector` is then that range of a longer one.
+
+    Raises `ValueError`, with `vector` untouched, for a seed that is not 16 bytes or another offset.
     """
+    start_block, within = divmod(offset * ring.dtype.itemsize, _BLOCK_BYTES)
+    if offset < 0 or within:
+        raise ValueError(
+            f"offset: expected a multiple of {_BLOCK_BYTES // ring.dtype.itemsize}, got {offset}"
+        )
+    if any(len(seed) != SEED_BYTES for seed in (*add, *subtract)):
+        raise ValueError(f"seed: expected an AES key of {SEED_BYTES} bytes")
     signed = [(seed, np.add) for seed in add] + [(seed, np.subtract) for seed in subtract]
-    step = CHUNK_BYTES // ring.dtype.itemsize
-    keystream = np.empty(step, ring.dtype)
+    counter = start_block.to_bytes(_BLOCK_BYTES, "big")
+    if not vector.size:
+        return
+    size = min(CHUNK_BYTES // ring.dtype.itemsize, vector.size)
+    keystream, sums = _aligned(size, ring.dtype), _aligned(size, ring.dtype)
     for first in range(0, len(signed), _BATCH):
         streams = [
-            (Cipher(algorithms.AES128(seed), modes.CTR(bytes(16))).encryptor(), operation)
+            (Cipher(algorithms.AES128(seed), modes.CTR(counter)).encryptor().update_into, operation)
             for seed, operation in signed[first : first + _BATCH]
         ]
-        for start in range(0, vector.size, step):
-            part = vector[start : start + step]
-            pad = keystream[: part.size]
+        for start in range(0, vector.size, size):
+            part = vector[start : start + size]
+            pad, running = keystream[: part.size], sums[: part.size]
             zeros = _ZEROS[: pad.nbytes]  # bytes slices of full length are not copied
             target = pad.data.cast("B")
-            for stream, operation in streams:
-                stream.update_into(zeros, target)
-                operation(part, pad, out=part)
+            # Sums are kept aligned, wherever the vector lies: unaligned, every addition takes half as long
+            # again. The first addition reads from the vector.
+            before = part
+            for write, operation in streams:
+                write(zeros, target)
+                operation(before, pad, running)
+                before = running
+            part[...] = running
+
+
+def threaded(threads: int) -> Expand:
+    """`accumulate` on so many threads, each with its range of the coordinates; the same result.
+
+    OpenSSL and numpy release the interpreter's lock while they work on a chunk. Less than some
+    milliseconds' work stays on one thread.
+    """
+    if type(threads) is not int or threads < 1:
+        raise ValueError(f"threads: expected a positive integer, got {threads!r}")
+
+    def expand(ring: Ring, vector: Vector, add: Sequence[bytes] = (), subtract: Sequence[bytes] = ()) -> None:
+        step = CHUNK_BYTES // ring.dtype.itemsize
+        chunks = -(-vector.size // step)
+        parts = min(threads, chunks, chunks * (len(add) + len(subtract)) // _WORTH_A_THREAD)
+        if parts < 2:
+            accumulate(ring, vector, add, subtract)
+            return
+        ranges = [(start * step, end * step) for start, end in split(chunks, parts)]
+        with ThreadPoolExecutor(parts) as pool:
+            for done in [
+                pool.submit(accumulate, ring, vector[start:end], add, subtract, offset=start)
+                for start, end in ranges
+            ]:
+                done.result()
+
+    return expand
+
+
+_WORTH_A_THREAD = 64  # chunks of keystream, 8 MiB: starting a thread and its ciphers costs a tenth of that
+
+
+def split(count: int, parts: int) -> list[tuple[int, int]]:
+    """Cut 0 .. count into `parts` ranges (start, end) whose lengths differ by one at most."""
+    cuts = [count * i // parts for i in range(parts + 1)]
+    return list(pairwise(cuts))
+
+
+def _aligned(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An uninitialised array that begins a cache line, which numpy's own do not."""
+    spare = np.empty(size * dtype.itemsize + _CACHE_LINE, np.uint8)
+    start = -spare.ctypes.data % _CACHE_LINE
+    return spare[start : start + size * dtype.itemsize].view(dtype)

@@ -74,11 +74,6 @@ def combine(shares: Sequence[Sequence[bytes]], points: Sequence[int]) -> list[by
     return [raw[i : i + SECRET_BYTES] for i in range(0, len(raw), SECRET_BYTES)]
 
 
-def check(share: bytes) -> None:
-    """Refuse bytes that are not the one encoding of a share."""
-    _from_bytes_checked([share])
-
-
 def malformed(shares: Sequence[bytes]) -> list[int]:
     """Which of `shares`, each of 34 bytes, are not the one encoding of a share: their places."""
     return [int(i) for i in np.flatnonzero((_from_bytes(shares) >= field.P).any(axis=1))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,9 +130,109 @@ def test_pairwise_masks_cancel_in_the_sum(ring: Ring, parties: int, dim: int) ->
 def test_a_seed_of_another_length_is_refused_with_the_vector_untouched(length: int) -> None:
     ring = Ring(16)
     vector = ring.zeros(4)
-    with pytest.raises(ValueError, match="key"):
+    with pytest.raises(ValueError, match="seed"):
         prg.accumulate(ring, vector, [seeds(1)[0], bytes(length)])
     assert not vector.any()
+
+
+@given(st.sampled_from(RINGS), st.integers(0, 60), st.integers(0, 60), SEEDS, SEEDS)
+def test_a_range_of_coordinates_can_be_done_alone(
+    ring: Ring, blocks: int, dim: int, add: list[bytes], subtract: list[bytes]
+) -> None:  # fmt: skip
+    offset = blocks * 16 // ring.dtype.itemsize
+    values = start(ring, offset + dim)
+    vector = np.array(values, ring.dtype)
+    prg.accumulate(ring, vector[:offset], add, subtract)
+    prg.accumulate(ring, vector[offset:], add, subtract, offset=offset)
+    assert vector.tolist() == accumulate_slowly(ring, values, add, subtract)
+
+
+def test_the_counter_goes_beyond_32_bits() -> None:
+    # 2^33 blocks into the stream, which no machine would expand from its start.
+    ring, offset, seed = Ring(32), 1 << 35, seeds(1)[0]
+    vector = ring.zeros(8)
+    prg.accumulate(ring, vector, [seed], offset=offset)
+    counter = [(offset // 4 + i).to_bytes(16, "big") for i in range(2)]
+    cipher = Cipher(algorithms.AES128(seed), modes.ECB()).encryptor()
+    assert vector.tobytes() == cipher.update(b"".join(counter))
+
+
+@pytest.mark.parametrize("offset", [-4, 1, 2, 3, 5])
+def test_an_offset_within_a_block_is_refused(offset: int) -> None:
+    vector = Ring(32).zeros(4)
+    with pytest.raises(ValueError, match="offset: expected a multiple of 4"):
+        prg.accumulate(Ring(32), vector, seeds(1), offset=offset)
+    assert not vector.any()
+
+
+@pytest.mark.parametrize("ring", RINGS, ids=lambda r: f"b{r.bits}")
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize(("chunks", "more"), [(0, 0), (0, 3), (1, 1), (2, 0), (4, 5)])
+def test_threads_give_the_same(
+    ring: Ring, threads: int, chunks: int, more: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prg, "_WORTH_A_THREAD", 1)
+    ranges: list[int] = []
+    whole = prg.accumulate
+
+    def watched(*args: Any, **more: Any) -> None:
+        ranges.append(args[1].size)
+        whole(*args, **more)
+
+    monkeypatch.setattr(prg, "accumulate", watched)
+    step = prg.CHUNK_BYTES // ring.dtype.itemsize
+    vector = np.array(start(ring, chunks * step + more), ring.dtype)
+    expected = vector.copy()
+    whole(ring, expected, seeds(3)[:1], seeds(3)[1:])
+    prg.threaded(threads)(ring, vector, seeds(3)[:1], seeds(3)[1:])
+    assert np.array_equal(vector, expected)
+    assert len(ranges) == min(threads, max(1, chunks + (more > 0)))
+    assert sum(ranges) == vector.size
+
+
+def test_little_work_stays_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prg, "ThreadPoolExecutor", None)
+    vector = Ring(32).zeros(prg.CHUNK_BYTES)
+    prg.threaded(8)(Ring(32), vector, seeds(2), [])
+    assert vector.any()
+
+
+@pytest.mark.parametrize("threads", [0, -1, True, 2.0, "2"])
+def test_an_impossible_number_of_threads_is_refused(threads: Any) -> None:
+    with pytest.raises(ValueError, match="threads: expected a positive integer"):
+        prg.threaded(threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_refuse_a_bad_seed_with_the_vector_untouched(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prg, "_WORTH_A_THREAD", 1)
+    vector = Ring(32).zeros(prg.CHUNK_BYTES)
+    with pytest.raises(ValueError, match="seed"):
+        prg.threaded(threads)(Ring(32), vector, [*seeds(2000), bytes(15)], [])
+    assert not vector.any()
+
+
+@pytest.mark.parametrize("shift", range(0, 64, 4))
+def test_any_alignment_of_the_vector_gives_the_same(shift: int) -> None:
+    ring = Ring(32)
+    values = start(ring, 40_000)
+    room = np.zeros(4 * len(values) + 64, np.uint8)
+    vector = room[shift : shift + 4 * len(values)].view("<u4")
+    vector[:] = values
+    prg.accumulate(ring, vector, seeds(2), seeds(3)[2:])
+    assert vector.tolist() == accumulate_slowly(ring, values, seeds(2), seeds(3)[2:])
+
+
+def test_a_range_is_cut_evenly() -> None:
+    for count in range(20):
+        for parts in range(1, 9):
+            ranges = prg.split(count, parts)
+            assert [i for start, end in ranges for i in range(start, end)] == list(range(count))
+            lengths = [end - start for start, end in ranges]
+            assert len(ranges) == parts
+            assert max(lengths) - min(lengths) <= 1
 
 
 def test_no_stream_is_held_at_full_length() -> None:
