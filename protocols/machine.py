@@ -29,7 +29,7 @@ import numpy as np
 from protocols.errors import Aborted, AlreadyAnswered, Fault, LocalError, RemoteError
 from protocols.journal import Answer, Contribution, Journal, MemoryJournal, seal_state, unseal_state
 from protocols.session import Session
-from protocols.wire import SERVER, Codec, Envelope
+from protocols.wire import SERVER, Codec, Envelope, bitmap, members
 from secagg.invalid import Invalid
 from secagg.labels import Label, digest
 from secagg.randomness import system
@@ -179,6 +179,21 @@ class _Machine(Generic[R]):
         """Every deviation noticed so far."""
         return tuple(self._faults)
 
+    @property
+    def _frozen(self) -> bool:
+        """Whether it is decided who is in the sum; from then on only those are awaited."""
+        return hasattr(self._state, "included")
+
+    @property
+    def _over(self) -> bool:
+        return self._failed is not None or isinstance(self._state, self._rules.ends)
+
+    def _included(self) -> tuple[str, ...]:
+        """Whom the state names as being in the sum; nobody before that is decided."""
+        bits: bytes | None = getattr(self._state, "included", None)
+        names = self.session.names
+        return () if bits is None else tuple(names[i] for i in members(bits, len(names)))
+
     def _note(self, fault: Fault) -> None:
         """Record what was ignored, each thing once and not without end: anyone can cause it."""
         if fault not in self._faults and len(self._faults) < _MOST_FAULTS:
@@ -269,14 +284,12 @@ class ClientMachine(_Machine[Rules]):
         """None until the end; then what this client did."""
         if self._failed is not None:
             return self._failed
-        if isinstance(self._state, self._rules.ends):
-            return Answered(tuple(self.session.names[i] for i in _included(self._state)))
-        return None
+        return Answered(self._included()) if self._over else None
 
     @property
     def waiting_for(self) -> tuple[str, ...]:
         """The server, unless this client is finished or its own input is missing."""
-        idle = self.result is not None or not self._step or (Input in self._legal() and not self._given)
+        idle = self._over or not self._step or (Input in self._legal() and not self._given)
         return () if idle else (SERVER,)
 
     def _legal(self) -> set[type]:
@@ -286,7 +299,7 @@ class ClientMachine(_Machine[Rules]):
         """React to one event; returns what to send. Raises `LocalError` for the caller's own mistakes."""
         match event:
             case Started():
-                if Started not in self._legal() or self.result is not None:
+                if Started not in self._legal() or self._over:
                     raise LocalError(f"started twice: {self.name!r} is at {self.stage!r}")
                 return self._take(event)
             case Input(vector):
@@ -309,7 +322,7 @@ class ClientMachine(_Machine[Rules]):
         self._given = True
         self._pending = vector
         try:
-            return self._guarded(self._mask) if self.result is None else []
+            return [] if self._over else self._guarded(self._mask)
         except BaseException:
             self._given, self._pending = False, None
             raise
@@ -337,7 +350,7 @@ class ClientMachine(_Machine[Rules]):
         seal = digest(Label.HANDLED, envelope.body)
         if seal in self._handled:  # delivered again: the same bytes again, or nothing if long past
             return self._guarded(lambda: self._mask() or self.resend()) if seal == self._handled[-1] else []
-        if self.result is not None:
+        if self._over:
             return []
         return self._guarded(lambda: self._decide(envelope, seal))
 
@@ -390,7 +403,7 @@ class ClientMachine(_Machine[Rules]):
         stage = self.stage
         self._faults.append(Fault(culprits, stage, cause))
         self._failed = Aborted(stage, cause, culprits, revealed, self.faults)
-        self._state = self._rules.ends(())
+        self._state = self._rules.ends(bitmap((), len(self.session.names)))
         self._pending, self._outbox, self._handled = None, [], []
         with suppress(LocalError):  # a clone that fell behind: it has nothing to send anyway
             self._commit([])
@@ -534,11 +547,8 @@ class ServerMachine(_Machine[ServerRules]):
         fault = Fault((self.session.names[sender],) if blamed else (), self.stage, cause)
         self._faults.append(fault)
         self._awaited.discard(sender)
-        if not self._included(sender):
+        if not self._frozen:
             self._dropped[sender] = fault
-
-    def _included(self, sender: int) -> bool:
-        return sender in _included(self._state)
 
     def _close(self) -> list[Envelope]:
         """End the stage; where that cannot be committed, nothing has happened."""
@@ -554,9 +564,10 @@ class ServerMachine(_Machine[ServerRules]):
             raise
 
     def _move_on(self) -> list[Envelope]:
+        said = {f.culprits: f.cause for f in self._faults}
         for sender in sorted(self._awaited):
-            said = [f.cause for f in self._faults if f.culprits == (self.session.names[sender],)]
-            self._lose(sender, "silent" if not said else f"silent, and before: {said[-1]}")
+            last = said.get((self.session.names[sender],))
+            self._lose(sender, "silent" if last is None else f"silent, and before: {last}")
         try:
             close = self._rules.closes[type(self._state)]
             # In the last stage a copy: a step that fails half-way must not leave half of the pads in the sum.
@@ -570,7 +581,7 @@ class ServerMachine(_Machine[ServerRules]):
         self._awaited = {to for to, _, _ in outbox}
         for fault in faults:  # whom the step itself turned away
             for sender in (self.session.positions[name] for name in fault.culprits):
-                if sender in gathered and sender not in self._awaited and not self._included(sender):
+                if sender in gathered and sender not in self._awaited and not self._frozen:
                     self._dropped[sender] = fault
         self._revealed = self._revealed or any(isinstance(m, self._rules.reveals) for _, m, _ in outbox)
         if isinstance(state, self._rules.ends):
@@ -578,14 +589,17 @@ class ServerMachine(_Machine[ServerRules]):
             self._total, self._aggregate = total, self._finish(total)
             return []  # nothing is sent, so nothing need be committed first
         names = self.session.names
-        sent = [self._envelope(names[to], message, frame) for to, message, frame in outbox]
+        one_each = {id(message): message for _, message, _ in outbox}  # often the same for everybody
+        bodies = {key: self._rules.codec.encode(message) for key, message in one_each.items()}
+        sent = [
+            Envelope(self.session.hash, SERVER, names[to], bodies[id(message)], frame)
+            for to, message, frame in outbox
+        ]
         self._commit(sent)
         return sent
 
     def _finish(self, total: Vector) -> Aggregate:
-        names = self.session.names
-        included = tuple(names[i] for i in _included(self._state))
-        return Aggregate(total, included, self._named(), self.faults)
+        return Aggregate(total, self._included(), self._named(), self.faults)
 
     def _named(self) -> dict[str, Fault]:
         return {self.session.names[i]: fault for i, fault in sorted(self._dropped.items())}
@@ -595,7 +609,8 @@ class ServerMachine(_Machine[ServerRules]):
         live = [i for i in range(len(names)) if i not in self._dropped]
         self._faults.append(Fault(culprits, stage, cause))
         self._failed = Aborted(stage, cause, culprits, self._revealed, self.faults, self._named())
-        self._state, self._gathered, self._total = self._rules.ends(()), {}, None
+        self._state = self._rules.ends(bitmap((), len(names)))
+        self._gathered, self._total = {}, None
         sent = [self._envelope(names[i], self._rules.stop()) for i in live]
         self._commit(sent)
         return sent
@@ -625,9 +640,3 @@ class ServerMachine(_Machine[ServerRules]):
             self._total = np.frombuffer(total, self.session.ring.dtype).copy()
             if isinstance(self._state, self._rules.ends):
                 self._aggregate = self._finish(self._total)
-
-
-def _included(state: State) -> tuple[int, ...]:
-    """Whom a state names as being in the sum; nobody before that is decided."""
-    included: tuple[int, ...] = getattr(state, "included", ())
-    return included

@@ -305,7 +305,7 @@ class AwaitQuorum(State, frozen=True):
 class Finished(State, frozen=True):
     """Answered, or given up: no secret is left."""
 
-    included: tuple[int, ...]
+    included: bytes
 
 
 # ------------------------------------------------------------------------------------- client: steps
@@ -479,10 +479,10 @@ def mask_input(context: ClientContext, state: AwaitInput, event: Input) -> tuple
     return after, [(0, Masked(state.echo), session.ring.pack(vector))]
 
 
-def _check_survivors(context: ClientContext, state: AwaitSurvivors, message: Survivors) -> tuple[int, ...]:
+def _check_survivors(context: ClientContext, state: AwaitSurvivors, message: Survivors) -> frozenset[int]:
     """The minimums that a client enforces itself, whatever the server says."""
     session, index = context.session, context.index
-    included = members(message.included, len(session.names))
+    included = frozenset(members(message.included, len(session.names)))
     if index not in included:
         raise RemoteError("survivors: this client is not among them, and must not be asked")
     if len(included) < session.min_included:
@@ -490,9 +490,9 @@ def _check_survivors(context: ClientContext, state: AwaitSurvivors, message: Sur
     if len(included) < context.policy.min_included:  # nobody's fault: the session allows it
         raise Abort(f"{len(included)} are included, this client's policy wants {context.policy.min_included}")
     # An included neighbour that this client never masked with would leave a pad in the sum.
-    if not set(included).isdisjoint(state.strangers):
+    if not included.isdisjoint(state.strangers):
         raise RemoteError("survivors: a neighbour among them never dealt shares to this client")
-    alive = len(set(included) & set(state.held))
+    alive = sum(dealer in included for dealer in state.held)
     if alive < session.parameters.threshold:
         raise RemoteError(f"survivors: {alive} neighbours are below the threshold")
     return included
@@ -503,7 +503,7 @@ def reveal_unsigned(
 ) -> tuple[State, Outbox]:
     """Round 4, Unmasking, in the honest-but-curious model: no Round 3."""
     included = _check_survivors(context, state, message)
-    return Finished(included), [(0, _reveal(context, state.held, included), b"")]
+    return Finished(message.included), [(0, _reveal(context, state.held, included), b"")]
 
 
 def sign_survivors(context: ClientContext, state: AwaitSurvivors, message: Survivors) -> tuple[State, Outbox]:
@@ -520,12 +520,12 @@ def reveal(context: ClientContext, state: AwaitQuorum, message: Quorum) -> tuple
     honest one, who signs once; here the count is over the cohort, so it holds for the sparse graph too.
     """
     session = context.session
-    included = members(state.included, len(session.names))
+    included = frozenset(members(state.included, len(session.names)))
     signers = members(message.signers, len(session.names))
     signatures = _pieces("signatures", message.signatures, len(signers), keys.SIGNATURE_BYTES)
     if len(signers) < session.parameters.quorum:
         raise RemoteError(f"quorum: {len(signers)} signatures, {session.parameters.quorum} are needed")
-    if not set(signers) <= set(included):
+    if not included.issuperset(signers):
         raise RemoteError("quorum: a signer is not among the survivors")
     statement = _signed_survivors(state.setup, state.included)
     for signer, signature in zip(signers, signatures, strict=True):
@@ -533,21 +533,21 @@ def reveal(context: ClientContext, state: AwaitQuorum, message: Quorum) -> tuple
             keys.verify(session.identities[signer], statement, signature)
         except Invalid:
             raise RemoteError("quorum: a signature over the survivor set does not verify") from None
-    return Finished(included), [(0, _reveal(context, state.held, included), b"")]
+    return Finished(state.included), [(0, _reveal(context, state.held, included), b"")]
 
 
-def _reveal(context: ClientContext, held: Mapping[int, bytes], included: tuple[int, ...]) -> Revealed:
+def _reveal(context: ClientContext, held: Mapping[int, bytes], included: frozenset[int]) -> Revealed:
     """The seed's share of an included dealer, the key's share of a dropped one: never both.
 
     Which dealers are dropped is derived here from the one set; the server cannot say it.
     """
     size = _opening_bytes(context.session)
-    alive, shares, missing = set(included), [], []
+    shares, missing = [], []
     dealers = sorted(held)
     for place, dealer in enumerate(dealers):
         if not held[dealer]:
             missing.append(place)
-        elif dealer in alive:
+        elif dealer in included:
             shares.append(held[dealer][:size])
         else:
             shares.append(held[dealer][size:])
@@ -590,7 +590,7 @@ class AwaitSignatures(State, frozen=True):
     graph_seed: bytes
     mask_keys: dict[int, bytes]
     dealt: dict[int, Dealt]
-    included: tuple[int, ...]
+    included: bytes
 
 
 class AwaitReveals(State, frozen=True):
@@ -599,7 +599,7 @@ class AwaitReveals(State, frozen=True):
     graph_seed: bytes
     mask_keys: dict[int, bytes]
     dealt: dict[int, Dealt]
-    included: tuple[int, ...]
+    included: bytes
 
 
 # ------------------------------------------------------------------------------------- server: steps
@@ -711,8 +711,7 @@ def ask_survivors(
     """Round 2 closes: the included set is frozen, and everyone in it is asked the one question."""
     session = context.session
     _check_enough(context, gathered, "sent masked vectors", [])
-    included = tuple(sorted(gathered))
-    graph, alive = session.graph(state.graph_seed), set(included)
+    graph, alive = session.graph(state.graph_seed), set(gathered)
     for dealer in state.dealt:  # before any share is revealed, see that all that will be needed can be
         if not _needed(graph, dealer, alive):
             continue
@@ -722,9 +721,9 @@ def ask_survivors(
                 f"{left} holders of {context.name(dealer)}'s shares are left, the threshold is "
                 f"{session.parameters.threshold}"
             )
-    question = Survivors(bitmap(included, len(session.names)))
-    outbox: Outbox = [(i, question, b"") for i in included]
-    known = (state.graph_seed, state.mask_keys, state.dealt, included)
+    question = Survivors(bitmap(gathered, len(session.names)))
+    outbox: Outbox = [(i, question, b"") for i in sorted(gathered)]
+    known = (state.graph_seed, state.mask_keys, state.dealt, question.included)
     if not session.signed:
         return AwaitReveals(*known), outbox, []
     statement = _signed_survivors(_setup(session, state.graph_seed), question.included)
@@ -777,8 +776,8 @@ def unmask(
 ) -> tuple[State, Outbox, list[Fault]]:
     """Round 4 closes: recover seeds and keys, check each, take the pads out of the sum."""
     session, graph = context.session, context.session.graph(state.graph_seed)
-    included = set(state.included)
-    openings, faults = _sort_reveals(context, state, graph, gathered)
+    included = set(members(state.included, len(session.names)))
+    openings, faults = _sort_reveals(context, state, graph, included, gathered)
     wanted = [d for d in sorted(state.dealt) if _needed(graph, d, included)]
     secrets = _recover(context, graph, wanted, openings, faults)
     add: list[bytes] = []
@@ -804,10 +803,14 @@ def unmask(
 
 
 def _sort_reveals(
-    context: ServerContext, state: AwaitReveals, graph: Graph, gathered: dict[int, Revealed]
+    context: ServerContext,
+    state: AwaitReveals,
+    graph: Graph,
+    included: set[int],
+    gathered: dict[int, Revealed],
 ) -> tuple[dict[int, dict[int, bytes]], list[Fault]]:
     """Dealer -> holder -> share, each checked: blame for a bad one falls on holder or dealer alone."""
-    session, included = context.session, set(state.included)
+    session = context.session
     openings: dict[int, dict[int, bytes]] = {d: {} for d in state.dealt}
     places = {d: _places(graph, d, state.mask_keys) for d in state.dealt} if session.signed else {}
     faults: list[Fault] = []

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import msgspec
+import numpy as np
 
 from protocols.errors import LocalError, RemoteError
 from secagg.labels import VERSION
@@ -156,4 +157,5 @@ def members(bits: bytes, n: int) -> tuple[int, ...]:
         raise RemoteError(f"bitmap: expected {(n + 7) // 8} bytes, got {len(bits)}")
     if n % 8 and bits[-1] >> n % 8:
         raise RemoteError("bitmap: a position beyond the cohort")
-    return tuple(8 * j + i for j, byte in enumerate(bits) if byte for i in range(8) if byte >> i & 1)
+    each = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
+    return tuple(np.flatnonzero(each).tolist())
