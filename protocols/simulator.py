@@ -8,28 +8,18 @@ learning, testing and measuring, never for data that must stay secret from whoev
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from protocols.crowd import Crowd, Delivery, Done, Engine, Here, Reaction, Result, Task, identity
 from protocols.errors import Aborted, LocalError
-from protocols.journal import MemoryJournal
-from protocols.machine import (
-    Aggregate,
-    Answered,
-    ClientMachine,
-    Input,
-    Received,
-    ServerMachine,
-    StageClosed,
-    Started,
-)
+from protocols.machine import Aggregate, Answered, Received, ServerMachine, StageClosed
 from protocols.session import Session
 from protocols.wire import SERVER, Envelope
-from secagg.keys import Identity
-from secagg.randomness import Rng, seeded
+from secagg.randomness import seeded
 from secagg.ring import Vector
 
 STAGES = ("keys", "shares", "masked", "signatures", "reveals")
@@ -175,7 +165,8 @@ Schedule = Mapping[str, NetworkFault | Sequence[NetworkFault]]
 def simulate(
     vectors: Mapping[str, Any] | int, *, bound: int, dim: int | None = None,
     drop: Mapping[str, str] | None = None, faults: Schedule | None = None, seed: int = 0,
-    transcript: bool = False, on_event: Callable[[str, int, int], None] | None = None, **agreed: Any,
+    transcript: bool = False, on_event: Callable[[str, int, int], None] | None = None,
+    engine: Engine | None = None, **agreed: Any,
 ) -> Simulation:  # fmt: skip
     """Run one session in memory.
 
@@ -183,12 +174,15 @@ def simulate(
     bound       entries are below it
     drop        name -> the stage in which the client no longer sends: short for `Drop(before=stage)`
     faults      name -> a fault or several
-    seed        reproduces keys, vectors and all other randomness
+    seed        reproduces keys, vectors and all other randomness, with any engine
     transcript  keep the list of public messages
     on_event    called with (stage, messages delivered, messages expected), for a progress bar
+    engine      where the clients run: here if None, else `Processes(2)`, say
     agreed      what else `Session` takes: protocol, threat_model, dropout, round ...
+
+    The server takes in each message as it comes, so what is held at once is its one sum, the machines'
+    states, and the vectors of the clients that are at work.
     """
-    rng = seeded(b"simulate", repr(seed).encode())
     if isinstance(vectors, int):
         if isinstance(vectors, bool) or vectors < 1 or dim is None:
             raise LocalError("vectors: a number of clients needs to be positive and to come with dim")
@@ -198,29 +192,28 @@ def simulate(
         names = list(vectors)
         dim = len(next(iter(vectors.values()), ())) if dim is None else dim
     call = _call(vectors, bound, dim, drop, faults, seed, agreed)
-    identities = {name: Identity.generate(rng) for name in names}
-    session = Session({name: i.public for name, i in identities.items()}, dim, bound, **agreed)
-    # Random vectors are spread over the whole range, so that a wrap could not go unnoticed.
-    named: Mapping[str, Any] = (
-        {name: _random_vector(rng, dim, bound) for name in names} if isinstance(vectors, int) else vectors
-    )
+    root = repr(seed).encode()
+    session = Session({name: identity(root, name).public for name in names}, dim, bound, **agreed)
     schedule = _schedule(session, drop, faults)
-    clients = {
-        name: session.client(name, identities[name], rng=seeded(rng(32)), journal=MemoryJournal())
-        for name in session.names
-    }
-    run = _Run(session.server(rng=rng), clients, schedule, on_event, [] if transcript else None)
+    if not isinstance(vectors, int):
+        for vector in vectors.values():  # the caller's mistakes, before any work
+            session.vector(vector)
+    resending = any(isinstance(f, Duplicate) for theirs in schedule.values() for f in theirs)
+    crowd = Crowd(session, root, None if isinstance(vectors, int) else vectors, resending)
+    engine = engine or Here()
     start = time.perf_counter()
-    result = run.all(named)
-    return Simulation(
-        session, result, {name: c.result for name, c in clients.items()}, run.costs, run.transcript or [],
-        seed, time.perf_counter() - start, call,
-    )  # fmt: skip
+    server = session.server(rng=seeded(b"simulate", root, b"server"), expand=engine.expand)
+    with engine.running(crowd) as run_tasks:
+        run = _Run(server, _chunks(session.names, engine.chunk(len(names))), run_tasks, schedule, on_event,
+                   [] if transcript else None)  # fmt: skip
+        result = run.all()
+        clients = run.results()
+    seconds = time.perf_counter() - start
+    return Simulation(session, result, clients, run.costs, run.transcript or [], seed, seconds, call)
 
 
-def _random_vector(rng: Rng, dim: int, bound: int) -> Vector:
-    words: Vector = np.frombuffer(rng(8 * dim), "<u8")
-    return words if bound == 1 << 64 else words % np.uint64(bound)
+def _chunks(names: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [names[start : start + size] for start in range(0, len(names), size)]
 
 
 def _call(
@@ -258,37 +251,37 @@ class _Run:
     """The loop: deliver, let faults happen, close the stage when the network is quiet."""
 
     def __init__(
-        self, server: ServerMachine, clients: dict[str, ClientMachine],
-        schedule: dict[str, list[NetworkFault]], on_event: Callable[[str, int, int], None] | None,
-        transcript: list[Sent] | None,
+        self, server: ServerMachine, chunks: list[Sequence[str]],
+        run_tasks: Callable[[Iterable[Task]], Iterator[Done]], schedule: dict[str, list[NetworkFault]],
+        on_event: Callable[[str, int, int], None] | None, transcript: list[Sent] | None,
     ) -> None:  # fmt: skip
-        self.server, self.clients, self.schedule = server, clients, schedule
+        self.server, self.schedule = server, schedule
+        self.run_tasks = run_tasks
+        self.chunks: list[Any] = list(chunks)
+        self.home = {name: i for i, names in enumerate(chunks) for name in names}
         self.on_event, self.transcript = on_event, transcript
-        self.costs: dict[str, dict[str, Cost]] = {SERVER: {}, **{name: {} for name in clients}}
+        self.costs: dict[str, dict[str, Cost]] = {SERVER: {}, **{name: {} for name in self.home}}
         self.gone: set[str] = set()
         self.sent: dict[tuple[str, str], Envelope] = {}
         self.late_up: list[Envelope] = []
         self.late_down: list[Envelope] = []
         self.next: list[Envelope] = []
 
-    def all(self, vectors: Mapping[str, Any]) -> Aggregate | Aborted:
-        first = True
-        queue: list[Envelope] = []
+    def all(self) -> Aggregate | Aborted:
+        queue: list[Delivery] = [(name, None) for name in self.home]
         while (result := self.server.result) is None:
             stage = self.server.stage
             last: list[Envelope] = []
-            work: Iterable[tuple[str, Envelope | None]] = (
-                [(name, None) for name in self.clients] if first else [(e.to, e) for e in queue]
-            )
-            first = False
             self.next = []
-            queue, delayed = [], self.late_up
-            self.late_up = []
-            for done, (name, envelope) in enumerate(work, 1):
-                for out in self._client(name, envelope, stage, vectors):
-                    self._up(out, stage, last)
+            delayed, self.late_up = self.late_up, []
+            for done, reaction in enumerate(self._deliver(queue, stage), 1):
+                cost = self.costs[reaction.name].setdefault(stage, Cost())
+                cost.cpu_seconds += reaction.cpu_seconds
+                cost.bytes_up += sum(e.size for e in reaction.sent)
+                for envelope in reaction.sent:
+                    self._up(envelope, stage, last)
                 if self.on_event is not None:
-                    self.on_event(stage, done, len(self.clients))
+                    self.on_event(stage, done, len(self.home))
             for fault_name, faults in self.schedule.items():
                 for fault in faults:
                     if (
@@ -300,12 +293,49 @@ class _Run:
             for envelope in last + delayed:
                 self._to_server(envelope, stage)
             self.next += self._timed(SERVER, stage, self._closing(stage))
-            queue = self.late_down + self._down(stage)
+            queue = [(e.to, e) for e in self.late_down + self._down(stage)]
             self.late_down = self._delayed_down
-        for envelope in queue:  # the server's last words, if it stopped
-            if envelope.to not in self.gone:
-                self.clients[envelope.to].handle(Received(envelope))
+        last_words = [(name, envelope) for name, envelope in queue if name not in self.gone]
+        for _ in self._work(last_words):  # the server's, if it stopped
+            pass
         return result
+
+    def results(self) -> dict[str, Result]:
+        """What each client came to."""
+        results: dict[str, Result] = {}
+        seen: dict[Any, Answered] = {}  # thousands of clients name the same thousands of survivors
+        for _, theirs in self.run_tasks((chunk, None) for chunk in self.chunks):
+            for name, result in theirs:
+                if isinstance(result, Answered):
+                    result = seen.setdefault(result.included, result)
+                results[name] = result
+        return results
+
+    def _deliver(self, queue: list[Delivery], stage: str) -> Iterator[Reaction]:
+        """What the clients that are still there answer; some vanish before, some after."""
+        there: list[Delivery] = []
+        for name, envelope in queue:
+            if any(isinstance(f, Drop) and f.before == stage for f in self.schedule.get(name, ())):
+                self.gone.add(name)
+            if name in self.gone:
+                continue
+            there.append((name, envelope))
+            cost = self.costs[name].setdefault(stage, Cost())
+            cost.bytes_down += 0 if envelope is None else envelope.size
+            if any(isinstance(f, Drop) and f.after == stage for f in self.schedule.get(name, ())):
+                self.gone.add(name)
+        return self._work(there)
+
+    def _work(self, deliveries: list[Delivery]) -> Iterator[Reaction]:
+        """Have the chunks worked on; each chunk's state is what came back of it."""
+        inboxes: dict[int, list[Delivery]] = {}
+        for name, envelope in deliveries:
+            inboxes.setdefault(self.home[name], []).append((name, envelope))
+        busy = list(inboxes)
+        tasks = ((self.chunks[i], inboxes.pop(i)) for i in busy)
+        for i, (chunk, reactions) in zip(busy, self.run_tasks(tasks), strict=True):
+            self.chunks[i] = chunk
+            yield from reactions
 
     def _closing(self, stage: str) -> Callable[[], list[Envelope]]:
         return lambda: self.server.handle(StageClosed(stage))
@@ -315,27 +345,6 @@ class _Run:
         out = work()
         cost = self.costs[party].setdefault(stage, Cost())
         cost.cpu_seconds += time.process_time() - start
-        return out
-
-    def _client(
-        self, name: str, envelope: Envelope | None, stage: str, vectors: Mapping[str, Any]
-    ) -> list[Envelope]:
-        if name in self.gone:
-            return []
-        client = self.clients[name]
-        if any(isinstance(f, Drop) and f.before == stage for f in self.schedule.get(name, ())):
-            self.gone.add(name)
-            return []
-        if envelope is None:
-            out = self._timed(
-                name, stage, lambda: client.handle(Started()) + client.handle(Input(vectors[name]))
-            )
-        else:
-            out = self._timed(name, stage, lambda: client.handle(Received(envelope)))
-            self.costs[name][stage].bytes_down += envelope.size
-        self.costs[name][stage].bytes_up += sum(e.size for e in out)
-        if any(isinstance(f, Drop) and f.after == stage for f in self.schedule.get(name, ())):
-            self.gone.add(name)
         return out
 
     def _up(self, envelope: Envelope, stage: str, last: list[Envelope]) -> None:

@@ -262,6 +262,7 @@ EXACT_MULTIPLIERS = {
 SCALARS = {  # single floats, never arrays of them
     "protocols/graph.py": "fractions of the cohort, and probabilities",
     "protocols/session.py": "fractions of the cohort",
+    "protocols/crowd.py": "seconds",
     "protocols/simulator.py": "seconds",
 }
 _FLOATING = re.compile(r"c?float\w*|c?double|c?longdouble|half|c?single|inexact|complex\w*|number|ArrayLike")
