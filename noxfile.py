@@ -1,4 +1,4 @@
-"""Environments beside the usual one: `nox -s flower`, or `nox -s flower -- ARGUMENTS OF PYTEST`."""
+"""Environments beside the usual one: `nox -s flower`, `nox -s ray`; after `--`, arguments of pytest."""
 
 import nox
 
@@ -13,3 +13,10 @@ def flower(session: nox.Session) -> None:
     session.run("mypy")
     everything = ["tests/fedavg/adapters", "tests/benchmarks/test_flower_benchmark.py"]
     session.run("pytest", *(session.posargs or everything))
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """The adapter for Ray, of which Flower needs a version of its own."""
+    session.install("-q", "-e", ".[ray,test]")
+    session.run("pytest", *(session.posargs or ["tests/fedavg/adapters/test_ray.py"]))

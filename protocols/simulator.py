@@ -27,6 +27,8 @@ STAGES = ("keys", "shares", "masked", "signatures", "reveals")
 
 Link = Literal["up", "down"]
 
+_NAMES_SHOWN = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Drop:
@@ -153,10 +155,18 @@ class Simulation:
             lines.append(str(self.result))
         else:
             lines.append(f"the exact sum of {len(self.result.included)} of {len(self.session.names)} clients")
-        lines += [
-            f"  dropped {n} at {fault.stage}: {fault.cause}" for n, fault in self.result.dropped.items()
-        ]
+        for (stage, cause), names in self.dropped().items():
+            shown = ", ".join(names[:_NAMES_SHOWN])
+            more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+            lines.append(f"  dropped at {stage}: {shown}{more}: {cause}")
         return "\n".join(lines)
+
+    def dropped(self) -> dict[tuple[str, str], list[str]]:
+        """(stage, cause) -> the clients that were dropped there for that."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for name, fault in self.result.dropped.items():
+            found.setdefault((fault.stage, fault.cause), []).append(name)
+        return found
 
 
 Schedule = Mapping[str, NetworkFault | Sequence[NetworkFault]]
