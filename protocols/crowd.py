@@ -25,11 +25,11 @@ import numpy as np
 
 from protocols.errors import Aborted, LocalError
 from protocols.journal import MemoryJournal
-from protocols.machine import Answered, ClientMachine, Input, Received, Started
+from protocols.machine import Answered, ClientMachine, Input, Received, ServerMachine, Started
 from protocols.session import Session
 from protocols.wire import Envelope
 from secagg.keys import Identity
-from secagg.prg import Expand, accumulate, threaded
+from secagg.prg import threaded
 from secagg.randomness import Rng, seeded
 from secagg.ring import Vector
 
@@ -174,16 +174,15 @@ def work_frozen(crowd: Crowd, chunk: Any, deliveries: Sequence[Delivery] | None)
 
 
 class Engine(Protocol):
-    """Where the clients of a simulation run, and what expands the server's masks.
+    """Where the parties of a simulation run.
 
     `chunk(n)` is how many of n clients make a task. `running` prepares for one crowd and gives the map
     from tasks to what was done, in the same order; tasks are taken from their iterator only as they can
     be worked on.
     """
 
-    @property
-    def expand(self) -> Expand:
-        """What takes the masks out of the server's sum."""
+    def server(self, session: Session, rng: Rng) -> ServerMachine:
+        """The server."""
         ...
 
     def chunk(self, clients: int) -> int:
@@ -200,7 +199,9 @@ class Engine(Protocol):
 class Here:
     """In this thread, one client after the other."""
 
-    expand: Expand = staticmethod(accumulate)
+    def server(self, session: Session, rng: Rng) -> ServerMachine:
+        """An ordinary one."""
+        return session.server(rng=rng)
 
     def chunk(self, clients: int) -> int:
         """One."""
@@ -219,7 +220,10 @@ class Processes:
         if type(workers) is not int or workers < 1:
             raise LocalError(f"workers: expected a positive integer, got {workers!r}")
         self.workers = workers
-        self.expand = threaded(workers)
+
+    def server(self, session: Session, rng: Rng) -> ServerMachine:
+        """In this process, its masks expanded on threads."""
+        return session.server(rng=rng, expand=threaded(self.workers))
 
     def chunk(self, clients: int) -> int:
         """Small enough that every worker has several, and that a chunk's vectors are few."""

@@ -212,7 +212,7 @@ def simulate(
     crowd = Crowd(session, root, None if isinstance(vectors, int) else vectors, resending)
     engine = engine or Here()
     start = time.perf_counter()
-    server = session.server(rng=seeded(b"simulate", root, b"server"), expand=engine.expand)
+    server = engine.server(session, seeded(b"simulate", root, b"server"))
     with engine.running(crowd) as run_tasks:
         run = _Run(server, _chunks(session.names, engine.chunk(len(names))), run_tasks, schedule, on_event,
                    [] if transcript else None)  # fmt: skip

@@ -20,7 +20,10 @@ import ray
 
 from protocols.crowd import Crowd, Done, Task, ahead, chunk_size, work_frozen
 from protocols.errors import LocalError
+from protocols.machine import ServerMachine
+from protocols.session import Session
 from secagg.prg import CHUNK_BYTES, accumulate, split
+from secagg.randomness import Rng
 from secagg.ring import Ring, Vector
 
 _WORTH_A_TASK = 1 << 26  # bytes of keystream: about ten milliseconds of work, ten times what a task costs
@@ -39,7 +42,12 @@ class OnRay:
             raise LocalError("ray: not connected: call ray.init() first")
         if workers is not None and (type(workers) is not int or workers < 1):
             raise LocalError(f"workers: expected a positive integer, got {workers!r}")
-        self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        resources: Any = ray.cluster_resources  # it has no types
+        self.workers = workers or max(1, int(resources().get("CPU", 1)))
+
+    def server(self, session: Session, rng: Rng) -> ServerMachine:
+        """In this process, its masks expanded on the cluster."""
+        return session.server(rng=rng, expand=self.expand)
 
     def chunk(self, clients: int) -> int:
         """How many clients make a task."""
