@@ -93,12 +93,17 @@ class Harary:
         self._order, self._place = _ring(n, seed)
         half = degree // 2
         self._steps = np.r_[-half:0, 1 : half + 1]
+        self._all = list(range(n))
+        self._known: dict[int, tuple[int, ...]] = {}
 
     def neighbours(self, i: int) -> tuple[int, ...]:
         """The `degree` clients nearest to i on the ring."""
-        near = self._order[(self._place[i] + self._steps) % self._order.size]
-        near.sort()
-        return tuple(near.tolist())
+        if (found := self._known.get(i)) is None:
+            near = self._order[(self._place[i] + self._steps) % self._order.size]
+            near.sort()
+            # The same integers in every tuple: a server keeps n times `degree` of them.
+            found = self._known[i] = tuple(self._all[j] for j in near.tolist())
+        return found
 
     holders = neighbours
 
@@ -114,6 +119,7 @@ def _ring(n: int, seed: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return order, place
 
 
+@lru_cache(maxsize=2)
 def graph(n: int, degree: int, seed: bytes) -> Graph:
     """The graph of a cohort of n: complete if the degree is n - 1, else Harary from `seed`."""
     return Complete(n) if degree == n - 1 else Harary(n, degree, seed)

@@ -755,14 +755,16 @@ def pass_quorum(
 
 def accept_reveal(context: ServerContext, state: AwaitReveals, sender: int, message: Revealed) -> None:
     """Round 4: the right number of shares; `unmask` checks each against its commitment."""
-    _read_reveal(context, state, sender, message)
+    graph = context.session.graph(state.graph_seed)
+    dealers = sum(d in state.dealt for d in graph.holders(sender))
+    given = dealers - len(members(message.missing, dealers))
+    exact_length("revealed", message.shares, given * _opening_bytes(context.session))
 
 
 def _read_reveal(
-    context: ServerContext, state: AwaitReveals, holder: int, message: Revealed
+    context: ServerContext, state: AwaitReveals, graph: Graph, holder: int, message: Revealed
 ) -> tuple[dict[int, bytes], list[int]]:
     """Dealer -> opening, and the dealers whose box this holder says did not open."""
-    graph = context.session.graph(state.graph_seed)
     dealers = [d for d in graph.holders(holder) if d in state.dealt]
     places = set(members(message.missing, len(dealers)))
     missing = [d for p, d in enumerate(dealers) if p in places]
@@ -815,7 +817,7 @@ def _sort_reveals(
     places = {d: _places(graph, d, state.mask_keys) for d in state.dealt} if session.signed else {}
     faults: list[Fault] = []
     for holder in sorted(gathered):
-        given, missing = _read_reveal(context, state, holder, gathered[holder])
+        given, missing = _read_reveal(context, state, graph, holder, gathered[holder])
         for dealer in missing:
             pair = (context.name(dealer), context.name(holder))
             faults.append(Fault(pair, "reveals", "disputed share: one sealed it badly or the other lies"))

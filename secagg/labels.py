@@ -47,8 +47,18 @@ def bind(label: Label, *parts: bytes) -> bytes:
 
     Each part is preceded by its length (8 bytes), so boundaries cannot be moved.
     """
-    head = f"secagg/{VERSION}/{label.value}".encode()
-    return b"".join(len(p).to_bytes(8, "big") + p for p in (head, *parts))
+    joined = [_HEADS[label]]
+    for part in parts:
+        joined += (len(part).to_bytes(8, "big"), part)
+    return b"".join(joined)
+
+
+def _head(label: Label) -> bytes:
+    text = f"secagg/{VERSION}/{label.value}".encode()
+    return len(text).to_bytes(8, "big") + text
+
+
+_HEADS = {label: _head(label) for label in Label}
 
 
 def digest(label: Label, *parts: bytes) -> bytes:
