@@ -7,8 +7,8 @@ journal it was given.
 
 Client steps:  step(context, state, message) -> (state, outbox)
 Server steps:  accept(context, state, sender, message, frame) -> None, for each message of a stage, then
-               close(context, state, gathered, total) -> (state, outbox, faults) when nobody is awaited
-               any more or the driver closes the stage.
+               close(context, state, gathered, total) -> (state, outbox, faults, total) when nobody is
+               awaited any more or the driver closes the stage.
 Both raise `RemoteError` or a primitive's `Invalid` (who sent this is to blame), or `Abort` (the session
 cannot go on).
 """
@@ -319,8 +319,8 @@ class ClientMachine(_Machine[Rules]):
             raise LocalError(f"input: {self.name!r} already has its vector for this session")
         vector = self.session.vector(values)
         self._check_unanswered()
-        self._given = True
-        self._pending = vector
+        # Kept, it is a copy: the caller may go on with the array. Masked at once, it is only read.
+        self._given, self._pending = True, vector if Input in self._legal() else vector.copy()
         try:
             return [] if self._over else self._guarded(self._mask)
         except BaseException:
@@ -570,9 +570,7 @@ class ServerMachine(_Machine[ServerRules]):
             self._lose(sender, "silent" if last is None else f"silent, and before: {last}")
         try:
             close = self._rules.closes[type(self._state)]
-            # In the last stage a copy: a step that fails half-way must not leave half of the pads in the sum.
-            total = self._total.copy() if self._revealed and self._total is not None else self._total
-            state, outbox, faults = close(self._context, self._state, self._gathered, total)
+            state, outbox, faults, total = close(self._context, self._state, self._gathered, self._total)
         except Abort as abort:
             self._faults.extend(abort.faults)
             return self._abort(abort.cause, abort.culprits)

@@ -472,11 +472,10 @@ def mask_input(context: ClientContext, state: AwaitInput, event: Input) -> tuple
     subtract: list[bytes] = []
     for peer, public in state.peers.items():
         (add if index < peer else subtract).append(_pair_seed(session, own, public))
-    vector = event.vector.copy()  # the input stays as it is until the journal has this step
-    context.expand(session.ring, vector, add, subtract)
-    session.ring.reduce(vector)
+    masked = context.expand(session.ring, event.vector, add, subtract)
+    session.ring.reduce(masked)
     after = AwaitSurvivors(state.setup, state.held, state.strangers)
-    return after, [(0, Masked(state.echo), session.ring.pack(vector))]
+    return after, [(0, Masked(state.echo), session.ring.pack(masked))]
 
 
 def _check_survivors(context: ClientContext, state: AwaitSurvivors, message: Survivors) -> frozenset[int]:
@@ -604,6 +603,9 @@ class AwaitReveals(State, frozen=True):
 
 # ------------------------------------------------------------------------------------- server: steps
 
+Closed = tuple[State, Outbox, list[Fault], Any]
+"""How a stage ends: the next state, what is sent, who did wrong, and the running sum."""
+
 
 @dataclass(frozen=True)
 class ServerContext:
@@ -627,8 +629,8 @@ def accept_keys(context: ServerContext, _: AwaitKeys, sender: int, message: Adve
 
 
 def publish_roster(
-    context: ServerContext, state: AwaitKeys, gathered: dict[int, Advertise], _: Any
-) -> tuple[State, Outbox, list[Fault]]:
+    context: ServerContext, state: AwaitKeys, gathered: dict[int, Advertise], total: Any
+) -> Closed:
     """Round 0 closes: send every client its neighbours' keys."""
     session, faults = context.session, []
     owner: dict[bytes, int] = {}
@@ -647,7 +649,7 @@ def publish_roster(
         theirs = [present[neighbours[p]] for p in there]
         roster = Roster(_echo(present[i]), state.graph_seed, bitmap(there, len(neighbours)), theirs)
         outbox.append((i, roster, b""))
-    return AwaitDealings(_echoes(outbox), state.graph_seed, present), outbox, faults
+    return AwaitDealings(_echoes(outbox), state.graph_seed, present), outbox, faults, total
 
 
 def _echoes(outbox: Outbox) -> dict[int, bytes]:
@@ -672,8 +674,8 @@ def _places(graph: Graph, dealer: int, present: Container[int]) -> dict[int, int
 
 
 def forward_shares(
-    context: ServerContext, state: AwaitDealings, gathered: dict[int, Dealt], _: Any
-) -> tuple[State, Outbox, list[Fault]]:
+    context: ServerContext, state: AwaitDealings, gathered: dict[int, Dealt], total: Any
+) -> Closed:
     """Round 1 closes: hand every client the boxes that were made for it."""
     session = context.session
     _check_enough(context, gathered, "dealt shares", [])
@@ -696,7 +698,7 @@ def forward_shares(
     # The boxes are on their way and not needed again; commitments are, and of whom they are.
     dealt = {i: Dealt(b"", m.seed_commitment, b"", m.commitments) for i, m in gathered.items()}
     following = AwaitMasked(_echoes(outbox), state.graph_seed, mask_keys, dealt)
-    return following, outbox, []
+    return following, outbox, [], total
 
 
 def accept_masked(_: ServerContext, state: AwaitMasked, sender: int, message: Masked) -> None:
@@ -706,8 +708,8 @@ def accept_masked(_: ServerContext, state: AwaitMasked, sender: int, message: Ma
 
 
 def ask_survivors(
-    context: ServerContext, state: AwaitMasked, gathered: dict[int, Masked], _: Any
-) -> tuple[State, Outbox, list[Fault]]:
+    context: ServerContext, state: AwaitMasked, gathered: dict[int, Masked], total: Any
+) -> Closed:
     """Round 2 closes: the included set is frozen, and everyone in it is asked the one question."""
     session = context.session
     _check_enough(context, gathered, "sent masked vectors", [])
@@ -725,9 +727,9 @@ def ask_survivors(
     outbox: Outbox = [(i, question, b"") for i in sorted(gathered)]
     known = (state.graph_seed, state.mask_keys, state.dealt, question.included)
     if not session.signed:
-        return AwaitReveals(*known), outbox, []
+        return AwaitReveals(*known), outbox, [], total
     statement = _signed_survivors(_setup(session, state.graph_seed), question.included)
-    return AwaitSignatures(statement, *known), outbox, []
+    return AwaitSignatures(statement, *known), outbox, [], total
 
 
 def _needed(graph: Graph, dealer: int, alive: set[int]) -> bool:
@@ -741,8 +743,8 @@ def accept_signature(context: ServerContext, state: AwaitSignatures, sender: int
 
 
 def pass_quorum(
-    context: ServerContext, state: AwaitSignatures, gathered: dict[int, Signed], _: Any
-) -> tuple[State, Outbox, list[Fault]]:
+    context: ServerContext, state: AwaitSignatures, gathered: dict[int, Signed], total: Any
+) -> Closed:
     """Round 3 closes: show every signer all signatures."""
     quorum, n = context.session.parameters.quorum, len(context.session.names)
     if len(gathered) < quorum:
@@ -750,7 +752,7 @@ def pass_quorum(
     signers = sorted(gathered)
     shown = Quorum(bitmap(signers, n), b"".join(gathered[i].signature for i in signers))
     following = AwaitReveals(state.graph_seed, state.mask_keys, state.dealt, state.included)
-    return following, [(i, shown, b"") for i in signers], []
+    return following, [(i, shown, b"") for i in signers], [], total
 
 
 def accept_reveal(context: ServerContext, state: AwaitReveals, sender: int, message: Revealed) -> None:
@@ -775,7 +777,7 @@ def _read_reveal(
 
 def unmask(
     context: ServerContext, state: AwaitReveals, gathered: dict[int, Revealed], total: Vector
-) -> tuple[State, Outbox, list[Fault]]:
+) -> Closed:
     """Round 4 closes: recover seeds and keys, check each, take the pads out of the sum."""
     session, graph = context.session, context.session.graph(state.graph_seed)
     included = set(members(state.included, len(session.names)))
@@ -799,9 +801,9 @@ def unmask(
                 seed = _pair_seed(session, recovered, state.mask_keys[peer])
                 # The survivor's own sign, undone: it added where its place is the lower one.
                 (subtract if peer < dealer else add).append(seed)
-    context.expand(session.ring, total, add, subtract)
+    total = context.expand(session.ring, total, add, subtract)
     session.ring.reduce(total)
-    return Finished(state.included), [], faults
+    return Finished(state.included), [], faults, total
 
 
 def _sort_reveals(

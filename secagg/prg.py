@@ -1,4 +1,4 @@
-"""From a short seed to a mask as long as the model: AES-128-CTR, added straight into a vector.
+"""From a short seed to a mask as long as the model: AES-128-CTR, added to a vector as it is made.
 
 The seed is 16 bytes derived by HKDF-SHA256 (`keys.derive`) from a secret that is used for nothing else,
 so the counter may start at zero. No stream is ever held at full length: chunks of coordinates run
@@ -32,58 +32,61 @@ _CACHE_LINE = 64
 
 
 class Expand(Protocol):
-    """What adds keystreams to a vector in place: `accumulate`, or the same work split among many."""
+    """What adds keystreams to a vector: `accumulate`, or the same work split among many."""
 
-    def __call__(
-        self, ring: Ring, vector: Vector, add: Sequence[bytes], subtract: Sequence[bytes]
-    ) -> None:  # fmt: skip
+    def __call__(self, ring: Ring, vector: Vector, add: Sequence[bytes], subtract: Sequence[bytes]) -> Vector:
         """See `accumulate`."""
         ...
 
 
 def accumulate(
     ring: Ring, vector: Vector, add: Sequence[bytes] = (), subtract: Sequence[bytes] = (), *, offset: int = 0
-) -> None:
-    """Add the keystreams of the seeds in `add` to `vector` and subtract those in `subtract`, in place.
+) -> Vector:
+    """`vector` plus the keystreams of the seeds in `add`, minus those in `subtract`: a new vector.
 
     `vector` has dtype `ring.dtype` and any length. A keystream is read as little-endian words of that
     dtype, one an entry. Entries wrap modulo the dtype and are left unreduced: call `ring.reduce` when
     all is added. `offset` is the place in the keystreams of the vector's first entry, a whole number of
     16-byte blocks: `vector` is then that range of a longer one.
 
-    Raises `ValueError`, with `vector` untouched, for a seed that is not 16 bytes or another offset.
+    Raises `ValueError` for a seed that is not 16 bytes or another offset.
     """
-    start_block, within = divmod(offset * ring.dtype.itemsize, _BLOCK_BYTES)
-    if offset < 0 or within:
-        raise ValueError(
-            f"offset: expected a multiple of {_BLOCK_BYTES // ring.dtype.itemsize}, got {offset}"
-        )
+    per_block = _BLOCK_BYTES // ring.dtype.itemsize
+    if offset < 0 or offset % per_block:
+        raise ValueError(f"offset: expected a multiple of {per_block}, got {offset}")
+    out = np.empty_like(vector)
+    _accumulate_into(out, ring, vector, add, subtract, offset)
+    return out
+
+
+def _accumulate_into(
+    out: Vector, ring: Ring, vector: Vector, add: Sequence[bytes], subtract: Sequence[bytes], offset: int
+) -> None:
     if any(len(seed) != SEED_BYTES for seed in (*add, *subtract)):
         raise ValueError(f"seed: expected an AES key of {SEED_BYTES} bytes")
     signed = [(seed, np.add) for seed in add] + [(seed, np.subtract) for seed in subtract]
-    counter = start_block.to_bytes(_BLOCK_BYTES, "big")
-    if not vector.size:
-        return
-    size = min(CHUNK_BYTES // ring.dtype.itemsize, vector.size)
-    keystream, sums = _aligned(size, ring.dtype), _aligned(size, ring.dtype)
-    for first in range(0, len(signed), _BATCH):
+    counter = (offset * ring.dtype.itemsize // _BLOCK_BYTES).to_bytes(_BLOCK_BYTES, "big")
+    size = CHUNK_BYTES // ring.dtype.itemsize
+    keystream, sums = (_aligned(min(size, vector.size), ring.dtype) for _ in range(2))
+    source = vector
+    for first in range(0, max(len(signed), 1), _BATCH):
         streams = [
             (Cipher(algorithms.AES128(seed), modes.CTR(counter)).encryptor().update_into, operation)
             for seed, operation in signed[first : first + _BATCH]
         ]
         for start in range(0, vector.size, size):
-            part = vector[start : start + size]
-            pad, running = keystream[: part.size], sums[: part.size]
+            before = source[start : start + size]
+            pad, running = keystream[: before.size], sums[: before.size]
             zeros = _ZEROS[: pad.nbytes]  # bytes slices of full length are not copied
             target = pad.data.cast("B")
             # Sums are kept aligned, wherever the vector lies: unaligned, every addition takes half as long
             # again. The first addition reads from the vector.
-            before = part
             for write, operation in streams:
                 write(zeros, target)
                 operation(before, pad, running)
                 before = running
-            part[...] = running
+            out[start : start + size] = before
+        source = out
 
 
 def threaded(threads: int) -> Expand:
@@ -95,20 +98,23 @@ def threaded(threads: int) -> Expand:
     if type(threads) is not int or threads < 1:
         raise ValueError(f"threads: expected a positive integer, got {threads!r}")
 
-    def expand(ring: Ring, vector: Vector, add: Sequence[bytes] = (), subtract: Sequence[bytes] = ()) -> None:
+    def expand(
+        ring: Ring, vector: Vector, add: Sequence[bytes] = (), subtract: Sequence[bytes] = ()
+    ) -> Vector:
         step = CHUNK_BYTES // ring.dtype.itemsize
         chunks = -(-vector.size // step)
         parts = min(threads, chunks, chunks * (len(add) + len(subtract)) // _WORTH_A_THREAD)
         if parts < 2:
-            accumulate(ring, vector, add, subtract)
-            return
-        ranges = [(start * step, end * step) for start, end in split(chunks, parts)]
+            return accumulate(ring, vector, add, subtract)
+        out = np.empty_like(vector)
         with ThreadPoolExecutor(parts) as pool:
-            for done in [
-                pool.submit(accumulate, ring, vector[start:end], add, subtract, offset=start)
-                for start, end in ranges
-            ]:
+            work = [
+                pool.submit(_accumulate_into, out[start:end], ring, vector[start:end], add, subtract, start)
+                for start, end in ((start * step, end * step) for start, end in split(chunks, parts))
+            ]
+            for done in work:
                 done.result()
+        return out
 
     return expand
 

@@ -70,23 +70,22 @@ class OnRay:
 
     def expand(
         self, ring: Ring, vector: Vector, add: Sequence[bytes] = (), subtract: Sequence[bytes] = ()
-    ) -> None:
+    ) -> Vector:
         """`secagg.prg.accumulate`, each range of coordinates a task; little work is done here."""
         step = CHUNK_BYTES // ring.dtype.itemsize
         chunks = -(-vector.size // step)
         parts = min(self.workers, chunks, vector.nbytes * (len(add) + len(subtract)) // _WORTH_A_TASK)
         if parts < 2:
-            accumulate(ring, vector, add, subtract)
-            return
+            return accumulate(ring, vector, add, subtract)
         remote: Any = ray.remote(_expanded)
         seeds = ray.put((list(add), list(subtract)))
         ranges = [(start * step, min(end * step, vector.size)) for start, end in split(chunks, parts)]
         masks = ray.get([remote.remote(ring, end - start, seeds, start) for start, end in ranges])
-        for (start, end), mask in zip(ranges, masks, strict=True):  # all are there: nothing is half done
-            np.add(vector[start:end], mask, out=vector[start:end])
+        out = vector.copy()
+        for (start, end), mask in zip(ranges, masks, strict=True):
+            np.add(out[start:end], mask, out=out[start:end])
+        return out
 
 
 def _expanded(ring: Ring, size: int, seeds: tuple[list[bytes], list[bytes]], offset: int) -> Vector:
-    mask = ring.zeros(size)
-    accumulate(ring, mask, *seeds, offset=offset)
-    return mask
+    return accumulate(ring, ring.zeros(size), *seeds, offset=offset)

@@ -77,12 +77,12 @@ def test_late_vector_stays_masked_when_the_mask_key_is_known(play, kit, any_mode
     pads = {p: pairwise._pair_seed(session, key, public) for p, public in mask_keys.items() if p != index}
     opened = session.ring.unpack(bytes(late.frame), session.dim)
     add, subtract = ([s for p, s in pads.items() if p < index], [s for p, s in pads.items() if p > index])
-    prg.accumulate(session.ring, opened, add, subtract)
+    opened = prg.accumulate(session.ring, opened, add, subtract)
     session.ring.reduce(opened)
     assert np.count_nonzero(opened != cohort.vectors[LATE]) >= session.dim - 1
     # The control: these were all the pairwise pads. With the seed, which nobody reveals, it would open.
     seed = self_seed(play, any_model)
-    prg.accumulate(session.ring, opened, (), [pairwise._stream_seed(session, seed)])
+    opened = prg.accumulate(session.ring, opened, (), [pairwise._stream_seed(session, seed)])
     session.ring.reduce(opened)
     assert opened.tolist() == cohort.vectors[LATE].tolist()
 

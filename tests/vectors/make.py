@@ -153,7 +153,7 @@ def primitives() -> dict[str, Any]:
     """Known answers below the protocol."""
     ring, seed = Ring(26), bytes(range(16))
     vector = ring.zeros(5)
-    prg.accumulate(ring, vector, add=[seed])
+    vector = prg.accumulate(ring, vector, add=[seed])
     ring.reduce(vector)
     secret = bytes(range(32))
     shares = shamir.split([secret], 3, range(1, 6), seeded(b"shamir"))[0]
