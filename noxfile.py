@@ -11,7 +11,8 @@ def flower(session: nox.Session) -> None:
     """The adapter for Flower, and models of PyTorch: their own versions of what we use too."""
     session.install("-q", "-e", ".[flower,test]", "flwr[simulation]", "torch==2.13.0")
     session.run("mypy")
-    everything = ["tests/fedavg/adapters", "tests/benchmarks/test_flower_benchmark.py"]
+    benchmarks = ["tests/benchmarks/test_flower_benchmark.py", "tests/benchmarks/test_peers.py"]
+    everything = ["tests/fedavg/adapters", *benchmarks]
     session.run("pytest", *(session.posargs or everything))
 
 
