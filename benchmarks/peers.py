@@ -1,6 +1,6 @@
 """Our client and server beside those of Flower's own SecAgg+, both really run, as ratios taken in one run.
 
-    python benchmarks/peers.py            the whole table, about twelve minutes
+    python benchmarks/peers.py            the whole table, about fifteen minutes
     python benchmarks/peers.py --small    a thousandth of it, to see that it runs
     python benchmarks/peers.py --write    also write benchmarks/PEERS.md and results/peers.json
 
@@ -19,7 +19,7 @@ Our party answers a recorded round among real clients. A client of Flower's has 
 their own. Its server has stand-ins that share one set of keys, so that masks of all can be made from two
 and the sum checked at full size; the server cannot tell. With real clients it is checked at a small size.
 
-Needs the extra `flower`, Linux (where a process can reset its high-water mark) and 4 GB.
+Needs the extra `flower`, Linux (where a process can reset its high-water mark) and 3 GB.
 """
 
 from __future__ import annotations
