@@ -10,10 +10,13 @@ a received vector to a sum, before or after each vector in turn (caches are as c
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from time import perf_counter, process_time
 from typing import Any
@@ -37,25 +40,41 @@ CHUNK_BYTES = 1 << 17
 class Spent:
     """What the party apart spent in a session.
 
-    CPU and wall seconds by stage, the CPU seconds of numpy's additions alone, and the most memory above
-    that of its process with all imports done.
+    CPU and wall seconds by stage, the CPU seconds of numpy's additions alone, and by stage the most memory
+    above that of its process with all imports done.
     """
 
     cpu: dict[str, float]
     wall: dict[str, float]
     additions: float
-    peak_bytes: int
+    peaks: dict[str, int]
 
     @property
     def seconds(self) -> float:
         return sum(self.cpu.values())
 
 
+@cache
+def the_vector(dim: int, bound: int, dtype: np.dtype) -> Any:
+    """What every client has."""
+    return (np.arange(dim) % bound).astype(dtype)
+
+
+class _Alike(Crowd):
+    """Clients with one vector, given to each when it may mask it, as by an app that trains in between."""
+
+    def vector(self, name: str) -> Any:
+        return the_vector(self.session.dim, self.session.bound, self.session.ring.dtype)
+
+
 class Apart(Here):
     """Everybody here but `party`: "server", or a client's name. Use as a context manager."""
 
-    def __init__(self, party: str, threads: int = 1, additions: bool = False) -> None:
-        self.party, self.threads, self.additions = party, threads, additions
+    def __init__(
+        self, party: str, threads: int = 1, additions: bool = False, one_by_one: bool = False
+    ) -> None:
+        self.party, self.threads, self.additions, self.sealed = party, threads, additions, 0
+        self.one_by_one = one_by_one
         context = get_context("spawn")
         self._line, theirs = context.Pipe()
         self._process = context.Process(target=_child, args=(theirs,), daemon=True)
@@ -85,6 +104,16 @@ class Apart(Here):
         """Of the session that has just ended."""
         return self.ask("spent")
 
+    def peak(self, session: Session, spent: Spent) -> int:
+        """The most memory, without the two vectors of the unit and without sealed shares in transit.
+
+        When it forwards them a server has the shares as they came, as messages to send, and encoded; while it
+        takes in vectors, encoded, to send them again.
+        """
+        unit = 2 * session.dim * session.ring.dtype.itemsize if self.additions else 0
+        sealed = {"shares": 3 * self.sealed, "masked": self.sealed}
+        return max(peak - sealed.get(stage, 0) for stage, peak in spent.peaks.items()) - unit
+
     # What follows is the engine.
 
     def server(self, session: Session, rng: Any) -> Any:
@@ -93,7 +122,8 @@ class Apart(Here):
 
     @contextmanager
     def running(self, crowd: Crowd) -> Iterator[Callable[[Iterable[Task]], Iterator[Done]]]:
-        """Clients here, except the one that is there."""
+        """Clients here, except the one that is there; all with the same vector."""
+        crowd = _Alike(crowd.session, crowd.seed, None, crowd.resending)
         if self.party != "server":
             self.ask("client", crowd, self.party)
 
@@ -112,14 +142,18 @@ class _ServerThere:
         self._apart = apart
         self._waiting: list[bytes] = []
         self._turn = 0
+        apart.sealed = 0
         self.result: Any = None
         self.stage: str = apart.ask("server", session, apart.threads, apart.additions)
 
     def handle(self, event: Any) -> list[Envelope]:
-        # Messages without a vector are handed over by the stage: waking a process for each would be counted.
+        # Messages without a vector are handed over by the stage, as waking a process for each would be
+        # counted; or one by one, so that the memory is the server's alone.
         if isinstance(event, Received) and not len(event.envelope.frame):
+            self._apart.sealed += len(event.envelope.body) if self.stage == "shares" else 0
             self._waiting.append(to_bytes(event.envelope))
-            return []
+            if not self._apart.one_by_one:
+                return []
         out = []
         if self._waiting:
             out = self._order("handle", self._waiting)
@@ -176,8 +210,8 @@ class _Child:
         self.cpu, self.wall, self.added = {}, {}, 0.0
         self.machine = self.chunk = None
         self.room = bytearray()
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # reset the high-water mark
+        self.peaks: dict[str, int] = {}
+        _reset_peak()
         self.before = _memory("VmRSS")
 
     def client(self, crowd: Crowd, name: str) -> None:
@@ -193,6 +227,7 @@ class _Child:
         stage = next(self.stages)
         self.wall[stage] = perf_counter() - wall
         self.cpu[stage] = sum(r.cpu_seconds for r in reactions)
+        self._mark(stage)
         return [_with_bytes(r) for r in reactions]
 
     def server(self, session: Session, threads: int, additions: bool) -> str:
@@ -221,12 +256,18 @@ class _Child:
         out = [envelope for event in events for envelope in machine.handle(event)]
         self.cpu[stage] = self.cpu.get(stage, 0.0) + process_time() - cpu
         self.wall[stage] = self.wall.get(stage, 0.0) + perf_counter() - wall
+        if machine.stage != stage:
+            self._mark(stage)
         self.line.send((len(out), machine.stage, machine.result))
         for envelope in out:
             self.line.send_bytes(to_bytes(envelope))
 
     def spent(self) -> Spent:
-        return Spent(self.cpu, self.wall, self.added, _memory("VmHWM") - self.before)
+        return Spent(self.cpu, self.wall, self.added, self.peaks)
+
+    def _mark(self, stage: str) -> None:
+        self.peaks[stage] = _memory("VmHWM") - self.before
+        _reset_peak()
 
 
 def _child(line: Any) -> None:
@@ -247,6 +288,14 @@ def _with_bytes(reaction: Any) -> Any:
     return reaction
 
 
+def _reset_peak() -> None:
+    """What an earlier session or stage left to the allocator must not hide, or be, what this one needs."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
 def _memory(field: str) -> int:
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith(field + ":"))
@@ -263,8 +312,3 @@ def raw(streams: int, nbytes: int) -> float:
             cipher.update_into(zeros, out)
         cipher.update_into(zeros[:rest], out)
     return process_time() - start
-
-
-def spread(names: Sequence[str], fraction: float) -> list[str]:
-    """So many of the names, from the first on: the last one stays."""
-    return list(names[: int(fraction * len(names) + 1e-9)])

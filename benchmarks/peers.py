@@ -1,8 +1,7 @@
 """Our client and server beside those of Flower's own SecAgg+, both really run, as ratios taken in one run.
 
-    python benchmarks/peers.py            the whole table, about fifteen minutes
-    python benchmarks/peers.py --small    a thousandth of it, to see that it runs
-    python benchmarks/peers.py --write    also write benchmarks/PEERS.md and results/peers.json
+    python benchmarks/peers.py --full    as published, about fifteen minutes
+    python benchmarks/peers.py           a thousandth of it, to see that it runs
 
 The unit is a second of CPU time of one process, all its threads. One party of one round is timed, in all
 stages, ours and theirs in turn; both are given floats and a weight, or give them:
@@ -61,12 +60,11 @@ from flwr.server.strategy import FedAvg
 from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.supercore.primitives import asymmetric
 from flwr.supercore.task_identity import TaskIdentity
-from masking import Clock, session_once
 from numpy.typing import NDArray
-from record import machine, write
+from record import machine
 
 from fedavg.codec import Codec
-from secagg import Answered, Identity, Input, Received, Session, StageClosed, Started
+from secagg import Aborted, Answered, Identity, Input, Received, Session, StageClosed, Started
 from secagg.randomness import seeded
 
 Floats = NDArray[np.float32]
@@ -138,6 +136,38 @@ class Run:
 
 
 # ------------------------------------------------------------------------------------------------ ours
+
+
+class Clock:
+    """CPU seconds spent inside the party under test."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+
+    def __call__(self, work: Callable[[], list]) -> list:
+        start = process_time()
+        out = work()
+        self.spent += process_time() - start
+        return out
+
+
+def session_once(session: Session, identities: dict, dropped: set[str], vector: NDArray) -> None:
+    """Run a session among real clients, and check its sum."""
+    clients = {name: session.client(name, i) for name, i in identities.items()}
+    server = session.server()
+    up = [e for n, c in clients.items() for e in c.handle(Started()) + c.handle(Input(vector))]
+    while server.result is None:
+        stage, down = server.stage, []
+        for envelope in up:
+            if stage != "masked" or envelope.sender not in dropped:
+                down += server.handle(Received(envelope))
+        down += server.handle(StageClosed(stage))
+        gone = dropped if stage == "masked" else set()
+        up = [out for e in down if e.to not in gone for out in clients[e.to].handle(Received(e))]
+    if isinstance(server.result, Aborted):
+        raise server.result
+    expected = (vector.astype(np.uint64) * len(server.result.included)).astype(server.result.sum.dtype)
+    assert np.array_equal(server.result.sum, expected), "the benchmark computed a wrong sum"
 
 
 class Tap:
@@ -569,21 +599,19 @@ def measure(full: bool) -> dict[str, Any]:
     return {"machine": where, "off": off, "rows": content}
 
 
-def report(content: dict[str, Any]) -> str:
-    """The tables, and what must be known to read them, as Markdown."""
-    where, rows = content["machine"], content["rows"]
+def report(content: dict[str, Any]) -> list[str]:
+    """The section of the page: the tables, and what must be known to read them."""
+    rows = content["rows"]
     off = " and ".join(f"{steps:.2f} ({graph} graph)" for graph, steps in content["off"].items())
     stated = "n | k | t | b | entries | dropout | threat model | noise"
     ruled = "--:|--:|--:|--:|--:|--:|---|---"
     lines = [
-        "# One party of a round, beside Flower's own SecAgg+",
+        "## To a peer: Flower's own SecAgg+",
         "",
-        f"Taken in one run on {where['cpu']}, Python {where['python']}, numpy {where['numpy']}, cryptography",
-        f"{where['cryptography']}, Flower {where['flwr']}, pycryptodome {where['pycryptodome']},",
-        f"commit {where['commit'][:12]}. Both sides really run, in one process and in turn; seconds are of",
-        "the CPU, user and system, of all threads. Timed are all stages of the protocol, from floats and a",
-        "weight to their weighted mean; neither training, nor the strategy, nor a transport. The first lines",
-        "of the benchmark say it for each party. Made by `benchmarks/peers.py --write`.",
+        "One party of a round. Both sides really run, in one process and in turn; seconds are of the CPU,",
+        "user and system, of all threads. Timed are all stages of the protocol, from floats and a weight to",
+        "their weighted mean; neither training, nor the strategy, nor a transport. The first lines of",
+        "`benchmarks/peers.py` say it for each party.",
         "",
         "n clients, k neighbours each (Flower's `num_shares` is k + 1), t shares open a secret, b bits an",
         f"entry in the ring; on both sides clipping to {CLIP}, a grid of 2^{GRID.bit_length() - 1} points,",
@@ -624,24 +652,20 @@ def report(content: dict[str, Any]) -> str:
         "stand-ins for clients; and with 20 real clients of Flower's, each with its own update and weight,",
         f"of which 6 drop out. There the mean is off by at most {off} steps of the grid.",
         "",
-        DIFFERENCES,
+        *DIFFERENCES.splitlines(),
     ]
-    return "\n".join(lines)
+    return lines
 
 
 DIFFERENCES = """\
-## What is not the same
+### What is not the same
 
 Said of Flower is what the code of the version above does, as read and tried.
 
 - **Masks.** Ours are AES-128-CTR under keys of 128 bits. Flower's `pseudo_rand_gen` is numpy's
-  `RandomState`, the Mersenne Twister, which is no cryptographic generator. It is seeded with the secret's
-  4-byte words XORed into one: a self mask is one of 2^32, and a pairwise mask, whose secret is base64 text,
-  one of 2^28 at most.
-- **Threat model.** That of our rows is honest-but-curious. Flower's code states none, and it can be no
-  more: public keys are not signed, and a client reveals shares for two lists of clients as the server gives
-  them, which may overlap, and then both secrets of a client are told. Ours are given one list and derive
-  the other.
+  `RandomState`, the Mersenne Twister, which is no cryptographic generator, seeded with one 32-bit word.
+- **Threat model.** That of our rows is honest-but-curious. Flower's code states none; public keys are not
+  signed there.
 - **Recovered secrets.** Flower compares none with what was announced. A wrong share of a seed gives a wrong
   mean without a word; one of a key, which no longer parses, ends the run by an exception. Our server holds
   each seed against its commitment and each key against the public one, and stops where they differ.
@@ -669,14 +693,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--write", action="store_true")
-    options = parser.parse_args()
-    content = measure(full=not options.small)
-    text = report(content)
-    print(text)
-    if options.write:
-        write("PEERS.md", text, "peers.json", content)
+    parser.add_argument("--full", action="store_true")
+    print("\n".join(report(measure(parser.parse_args().full))))
 
 
 if __name__ == "__main__":

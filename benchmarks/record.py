@@ -1,15 +1,72 @@
-"""Where a benchmark ran, and where its figures go."""
+"""What every figure is: a ratio of repeats taken in turn; where it was taken; and where it goes."""
 
 from __future__ import annotations
 
 import json
 import platform
 import subprocess
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+
+
+@dataclass
+class Row:
+    """One line of a table.
+
+    ours, unit  seconds of the repeats, taken in turn
+    at_most     the ratio to stay below, where there is one
+    peak_bytes  the most memory of the party above its process with all imports done
+    """
+
+    work: str
+    n: int
+    k: int
+    t: int
+    b: int
+    dim: int
+    dropout: float
+    threat_model: str
+    ours: list[float] = field(default_factory=list)
+    unit: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    at_most: float | None = None
+    peak_bytes: int | None = None
+    noise: str = "none"
+
+    def ratio(self) -> float:
+        """Least to least: what the work takes when nothing else disturbs the machine."""
+        return min(self.ours) / min(self.unit)
+
+    def middle(self) -> float:
+        """Median to median."""
+        return median(self.ours) / median(self.unit)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"ratio": self.ratio(), "ratio_of_medians": self.middle()}
+
+
+ROW_HEAD = [
+    "| work | n | k | t | b | entries | dropout | threat model | noise | ms | unit ms | ratio | of medians "
+    "| at most | peak MiB |",
+    "|---|--:|--:|--:|--:|--:|--:|---|---|--:|--:|--:|--:|--:|--:|",
+]
+
+
+def row_line(r: dict[str, Any]) -> str:
+    """A `Row.as_json` as a line of the table."""
+    limit = "" if r["at_most"] is None else f"{r['at_most']:g}"
+    peak = "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 2**20:.0f}"
+    return (
+        f"| {r['work']} | {r['n']:,} | {r['k']} | {r['t']} | {r['b']} | {r['dim']:,} | {r['dropout']:.0%} "
+        f"| {r['threat_model']} | {r['noise']} | {min(r['ours']) * 1e3:.1f} | {min(r['unit']) * 1e3:.1f} "
+        f"| **{r['ratio']:.2f}** | {r['ratio_of_medians']:.2f} | {limit} | {peak} |"
+    )
 
 
 def machine(*packages: str) -> dict[str, str]:
@@ -20,15 +77,38 @@ def machine(*packages: str) -> dict[str, str]:
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True
     ).stdout.strip()
-    versions = {p: version(p) for p in packages}
+    versions = {p: found for p in packages if (found := _version(p)) is not None}
     return {"cpu": cpu, "python": platform.python_version(), "commit": commit or "unknown", **versions}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def taken_on(where: dict[str, str]) -> str:
+    """One sentence for a page."""
+    versions = ", ".join(f"{k} {v}" for k, v in where.items() if k not in ("cpu", "python", "commit"))
+    return f"{where['cpu']}, Python {where['python']}, {versions}, commit {where['commit'][:12]}"
 
 
 def write(page: str, text: str, results: str, content: dict[str, Any]) -> None:
     """Write a page beside the benchmark, and its figures to `results/`."""
     (HERE / page).write_text(text)
+    write_results(results, content)
+
+
+def write_results(name: str, content: dict[str, Any]) -> None:
+    """Write figures to `results/`."""
     (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / results).write_text(json.dumps(content, indent=2) + "\n")
+    (HERE / "results" / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def spread(names: Sequence[str], fraction: float) -> list[str]:
+    """So many of the names, from the first on: the last one stays. (The graph's order is random.)"""
+    return list(names[: int(fraction * len(names) + 1e-9)])
 
 
 def _lines(path: str) -> list[str]:

@@ -1,0 +1,74 @@
+"""All benchmarks, one after the other, and the page about them.
+
+    nox -s benchmarks                 the small edition, some minutes
+    nox -s benchmarks -- --full       as published, about two hours; writes RESULTS.md and results/
+
+Without nox: `python benchmarks/run.py [--full]`, where the package is installed with its extras `demo` and
+`flower`; without Flower its part is left out. `--write` writes the small edition's page as well, `--only`
+runs some parts and takes the others from `results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from importlib.util import find_spec
+from time import perf_counter
+from typing import Any
+
+from plots import draw
+from record import HERE, taken_on, write_results
+
+PARTS = ("limit", "peers", "model", "growth")
+
+HEAD = """\
+# What secure aggregation costs here
+
+Every figure is a ratio taken in one run, on one machine, in turn: to the raw cipher, to a peer, or to the
+protocol's own asymptotic line. Every row states the cohort n, a client's neighbours k, the threshold t, the
+ring's bits b, the entries of a vector, the fraction that drops out, the threat model and the noise.
+`benchmarks/run.py` makes this page; FLOWER.md beside it is about whole rounds of Flower.
+
+![summary](results/summary.png)
+"""
+
+
+def main() -> None:
+    """Measure, and print or write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--only", choices=PARTS, action="append")
+    options = parser.parse_args()
+    found: dict[str, Any] = {}
+    for part in PARTS:
+        kept = HERE / "results" / f"{part}.json"
+        if options.only and part not in options.only:
+            if kept.exists():
+                found[part] = json.loads(kept.read_text())
+            continue
+        if part == "peers" and find_spec("flwr") is None:
+            print("peers: left out, the extra flower is not installed", flush=True)
+            continue
+        start = perf_counter()
+        found[part] = importlib.import_module(part).measure(options.full)
+        print(f"{part}: {perf_counter() - start:.0f} s", flush=True)
+        if options.full or options.write:
+            write_results(f"{part}.json", found[part])
+    lines = [HEAD]
+    for part, content in found.items():
+        section = importlib.import_module(part).report(content)
+        lines += [*section, "", f"Taken on {taken_on(content['machine'])}.", ""]
+    text = "\n".join(lines)
+    if options.full or options.write:
+        draw(found, HERE / "results")
+        (HERE / "RESULTS.md").write_text(text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
