@@ -7,7 +7,7 @@ string; what is left of the last byte is zero, so that a vector has one encoding
 
 from __future__ import annotations
 
-from math import gcd
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from secagg.invalid import Invalid, exact_length
 
 Vector = NDArray[np.unsignedinteger[Any]]
-_ROWS = 2048  # groups converted at a time: the working set stays in cache
+_GROUP = 8  # entries that fill a whole number of bytes, whatever the width
+_GROUPS = 1 << 15  # groups converted at a time: the working set stays in cache
+_SLACK = 9  # bytes: a window reaches so far beyond the group it begins in, at most
 
 
 class Ring:
     """The group Z_2^bits in which vectors are masked and summed."""
 
-    __slots__ = ("bits", "dtype", "_group", "_words")
+    __slots__ = ("bits", "dtype", "_window")
 
     def __init__(self, bits: int) -> None:
         if not isinstance(bits, int) or not 8 <= bits <= 64:
@@ -30,9 +32,8 @@ class Ring:
         self.bits = bits
         width = next(w for w in (8, 16, 32, 64) if w >= bits)
         self.dtype: np.dtype[Any] = np.dtype(f"<u{width // 8}")
-        # _group entries fill exactly _words 64-bit words: the period of the packed form.
-        self._group = 64 // gcd(bits, 64)
-        self._words = bits // gcd(bits, 64)
+        # An entry is reached through a little-endian word that begins in the byte of its lowest bit.
+        self._window = np.dtype("<u4" if bits + 7 <= 32 else "<u8")
 
     @property
     def native(self) -> bool:
@@ -59,23 +60,37 @@ class Ring:
         """
         if self.native:
             return np.ascontiguousarray(vector, self.dtype).data.cast("B")
-        size = self.packed_size(vector.size)
-        groups = -(-vector.size // self._group)
-        out = np.zeros(groups * self._words, "<u8")
-        for row in range(0, groups, _ROWS):
-            rows = min(_ROWS, groups - row)
-            part = vector[row * self._group : (row + rows) * self._group]
-            columns = np.zeros(rows * self._group, np.uint64)
-            columns[: part.size] = part
-            columns = np.ascontiguousarray(columns.reshape(rows, self._group).T)
-            words = np.zeros((self._words, rows), np.uint64)
-            for i in range(self._group):
-                word, shift = divmod(i * self.bits, 64)
-                words[word] |= columns[i] << np.uint64(shift)
-                if shift + self.bits > 64:
-                    words[word + 1] |= columns[i] >> np.uint64(64 - shift)
-            out[row * self._words : (row + rows) * self._words].reshape(rows, self._words)[:] = words.T
-        return out.data.cast("B")[:size]
+        size, groups = self.packed_size(vector.size), -(-vector.size // _GROUP)
+        if vector.size % _GROUP:
+            vector = np.concatenate((vector, self.zeros(-vector.size % _GROUP)))
+        by_group = vector.reshape(-1, _GROUP)
+        out = np.zeros(groups * self.bits + _SLACK, np.uint8)
+        for first in range(0, groups, _GROUPS):
+            part = by_group[first : first + _GROUPS]
+            for i, shift, window, beyond in self._windows(out, first, len(part)):
+                column = part[:, i].astype(self._window)
+                if beyond is not None:
+                    beyond |= (column >> self._window.type(64 - shift)).astype(np.uint8)
+                column <<= self._window.type(shift)
+                window |= column
+        return out.data[:size]
+
+    def _windows(
+        self, raw: NDArray[np.uint8], first: int, groups: int
+    ) -> Iterator[tuple[int, int, Vector, NDArray[np.uint8] | None]]:
+        """For each place i in a group: the words in which the i-th entries of some groups begin.
+
+        Yields i, the shift of the entry in its word, the words (views on `raw`, unaligned and one a group),
+        and, where an entry is wider than what the shift leaves of 64 bits, the bytes after them.
+        """
+        for i in range(_GROUP):
+            byte, shift = divmod(i * self.bits, 8)
+            start, step = first * self.bits + byte, (self.bits,)
+            window: Vector = np.ndarray((groups,), self._window, raw.data, start, step)
+            beyond = None
+            if shift + self.bits > 64:
+                beyond = np.ndarray((groups,), np.uint8, raw.data, start + 8, step)
+            yield i, shift, window, beyond
 
     def check_packed(self, data: bytes | memoryview, dim: int) -> None:
         """Refuse `data` unless it is the one encoding of some vector of `dim` entries.
@@ -88,34 +103,43 @@ class Ring:
             raise Invalid("packed vector: padding bits are not zero")
 
     def add_packed(self, total: Vector, data: bytes | memoryview) -> None:
-        """Add a packed vector to `total`, in place, modulo the dtype; nothing of full length is made.
+        """Add a packed vector to `total`, in place; nothing of full length is made.
 
-        Raises `Invalid`, with `total` untouched, if `data` is not the encoding of a vector of that size.
+        Entries wrap modulo the dtype and are left unreduced, as by `prg.accumulate`. Raises `Invalid`, with
+        `total` untouched, if `data` is not the encoding of a vector of that size.
         """
         self.check_packed(data, total.size)
+        raw = np.frombuffer(data, np.uint8)
         if self.native:
-            np.add(total, np.frombuffer(data, self.dtype), out=total)
+            np.add(total, raw.view(self.dtype), out=total)
             return
-        group, per_group = self._group, self._words * 8
-        for start in range(0, total.size, _ROWS * group):
-            part = total[start : start + _ROWS * group]
-            rows = -(-part.size // group)
-            raw = data[start // group * per_group : (start // group + rows) * per_group]
-            if len(raw) < rows * per_group:  # the last group may be cut short
-                raw = bytes(raw).ljust(rows * per_group, b"\0")
-            words = np.ascontiguousarray(np.frombuffer(raw, "<u8").reshape(rows, self._words).T)
-            entries = np.empty((rows, group), self.dtype)
-            keep = np.uint64((1 << self.bits) - 1)
-            for i in range(group):
-                word, shift = divmod(i * self.bits, 64)
-                column = words[word] >> np.uint64(shift)
-                if shift + self.bits > 64:
-                    column |= words[word + 1] << np.uint64(64 - shift)
-                entries[:, i] = column & keep
-            np.add(part, entries.reshape(-1)[: part.size], out=part)
+        inside = min(total.size // _GROUP, max(0, raw.size - _SLACK) // self.bits)
+        self._add_groups(total[: inside * _GROUP], raw)
+        rest = total[inside * _GROUP :]
+        if rest.size:  # whose windows would reach beyond the data
+            groups = -(-rest.size // _GROUP)
+            padded, last = np.zeros(groups * self.bits + _SLACK, np.uint8), self.zeros(groups * _GROUP)
+            tail = raw[inside * self.bits :]
+            padded[: tail.size] = tail
+            self._add_groups(last, padded)
+            np.add(rest, last[: rest.size], out=rest)
+
+    def _add_groups(self, total: Vector, raw: NDArray[np.uint8]) -> None:
+        by_group = total.reshape(-1, _GROUP)
+        for first in range(0, len(by_group), _GROUPS):
+            part = by_group[first : first + _GROUPS]
+            for i, shift, window, beyond in self._windows(raw, first, len(part)):
+                entries = np.empty(len(part), self.dtype)
+                # Above the entry in its word are multiples of 2^bits: gone when the sum is reduced.
+                np.right_shift(window, self._window.type(shift), out=entries, casting="unsafe")
+                if beyond is not None:
+                    entries |= beyond.astype(self.dtype) << self.dtype.type(64 - shift)
+                column = part[:, i]
+                np.add(column, entries, out=column)
 
     def unpack(self, data: bytes | memoryview, dim: int) -> Vector:
         """The vector of `dim` entries that `data` encodes; `Invalid` if it encodes none."""
         vector = self.zeros(dim)
         self.add_packed(vector, data)
+        self.reduce(vector)
         return vector
