@@ -19,7 +19,6 @@ import click
 if TYPE_CHECKING:
     from fedavg.experiment import Outcome
     from fedavg.round import Dropouts
-    from protocols.simulator import Simulation
 
 _THREATS = ("honest-but-curious", "semi-malicious", "malicious")
 _PROTOCOLS = ("secagg", "secagg+")
@@ -441,17 +440,38 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 @click.option("--seed", type=_SEED, default=0, show_default=True, help="Reproduces everything.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--picture", type=_FILE, help="Draw the costs here.")
+@click.option(
+    "--estimate", is_flag=True,
+    help="Predict the costs instead, for up to 10^8 clients, from what operations take on this machine. The "
+    "options below go with it.",
+)  # fmt: skip
+@click.option("--link-up", type=float, help="Of a client, in Mbit/s.  [default: 10]")
+@click.option("--link-down", type=float, help="Of a client, in Mbit/s.  [default: 50]")
+@click.option("--latency", type=float, help="Of a round trip, in ms.  [default: 50]")
+@click.option("--server-link", type=float, help="Of the server, each way, in Mbit/s.  [default: 1000]")
+@click.option("--cores", type=click.IntRange(1), help="Of the server, to expand masks on.  [default: 1]")
+@click.option("--aggregators", type=click.IntRange(1), help="That share the server's work.  [default: 1]")
+@click.option("--fanout", type=click.IntRange(2), help="Sums that an aggregator above adds.  [default: 16]")
 @_agreement
 def simulate(**o: Any) -> None:
     """Run one session with every key, share and mask real; show what each stage costs."""
     with _clear_errors():
-        from fedavg import pictures
+        from fedavg import cli_costs, pictures
         from protocols.errors import Aborted
         from protocols.simulator import simulate as run_session
 
         if o["at"] == "signatures" and o["threat_model"] == _THREATS[0]:
             raise ValueError(f"nothing is signed in the {_THREATS[0]} model: choose another stage with --at")
         _check_writable(o["picture"])
+        if cli_costs.estimating(o):
+            found = cli_costs.estimate(o)
+            if o["picture"] is not None:
+                pictures.costs(cli_costs.title(found), found.rows(), o["picture"])
+            if o["as_json"]:
+                click.echo(json.dumps(cli_costs.estimated(found), indent=2))
+            else:
+                cli_costs.show_estimate(found)
+            return
         count = int(o["dropping"] * o["clients"] + 1e-9)
         width = len(str(o["clients"] - 1))
         drop = {f"client-{i:0{width}}": o["at"] for i in range(count)}
@@ -462,75 +482,17 @@ def simulate(**o: Any) -> None:
                 on_event=tell, **agreed,
             )  # fmt: skip
         if o["picture"] is not None:
-            pictures.costs(run, o["picture"])
+            pictures.costs(cli_costs.title(run), run.rows(), o["picture"])
         if o["as_json"]:
-            click.echo(json.dumps(_costs(run), indent=2))
+            click.echo(json.dumps(cli_costs.measured(run), indent=2))
         else:
-            _show_costs(run)
+            cli_costs.show(run)
         if o["picture"] is not None and not o["as_json"]:
             click.echo(f"Costs: {o['picture']}")
         if isinstance(run.result, Aborted):
             least = run.session.parameters.dropped
             more = f"; {count} dropped out, the session withstands {least}: raise --dropout"
             raise ValueError(str(run.result) + (more if count > least else ""))
-
-
-def _costs(run: Simulation) -> dict[str, Any]:
-    from protocols.errors import Aborted
-
-    session, result = run.session, run.result
-    return {
-        "clients": len(session.names), "dim": session.dim, "bits": session.ring.bits,
-        "protocol": session.protocol,
-        "threat_model": session.threat_model, "parameters": asdict(session.parameters),
-        "included": None if isinstance(result, Aborted) else len(result.included),
-        "aborted": str(result) if isinstance(result, Aborted) else None, "wall_seconds": run.seconds,
-        "stages": [
-            dict(
-                zip(
-                    ("stage", "client_cpu_mean", "client_cpu_max", "client_bytes_up", "client_bytes_down",
-                     "server_cpu"), row, strict=True,
-                )
-            )
-            for row in run.rows()
-        ],
-    }  # fmt: skip
-
-
-def _show_costs(run: Simulation) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from protocols.errors import Aborted
-
-    session = run.session
-    title = (
-        f"{session.protocol}, {session.threat_model}: {len(session.names)} clients, "
-        f"{session.parameters.degree} neighbours, threshold {session.parameters.threshold},\n"
-        f"{session.dim:,} entries of {session.ring.bits} bits"
-    )
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.add_column("stage")
-    for column in ("client ms", "slowest ms", "bytes up", "bytes down", "server ms"):
-        table.add_column(column, justify="right")
-    rows = run.rows()
-    for stage, mean, most, up, down, server in rows:
-        table.add_row(
-            stage, f"{mean * 1e3:.2f}", f"{most * 1e3:.2f}", f"{up:,}", f"{down:,}", f"{server * 1e3:.2f}"
-        )
-    table.add_row(
-        "all", f"{sum(r[1] for r in rows) * 1e3:.2f}", "", f"{sum(r[3] for r in rows):,}",
-        f"{sum(r[4] for r in rows):,}", f"{sum(r[5] for r in rows) * 1e3:.2f}", style="bold",
-    )  # fmt: skip
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(table)
-    if not isinstance(run.result, Aborted):
-        included = len(run.result.included)
-        console.print(
-            f"The exact sum of {included} of {len(session.names)} clients, in {run.seconds:.1f} s.",
-            highlight=False,
-        )
 
 
 @cli.command()

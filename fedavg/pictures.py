@@ -9,7 +9,6 @@ from typing import Any
 
 from fedavg.experiment import Outcome, who_dropped
 from fedavg.statistics import Bars, Result, Rows, describe, shown, tabulate
-from protocols.simulator import Simulation
 
 _INK = {"alone": "#b8b8b8", "plain": "#e08214", "secure": "#2166ac", "pooled": "#444444", "drop": "#b2182b"}
 
@@ -56,10 +55,9 @@ def learning_curves(outcome: Outcome, title: str, path: Path) -> None:
     _save(figure, path)
 
 
-def costs(run: Simulation, path: Path) -> None:
-    """CPU by stage of a simulated session: client mean and server."""
+def costs(title: str, rows: Sequence[tuple[str, float, float, int, int, float]], path: Path) -> None:
+    """CPU by stage of a session, simulated or estimated: client mean and server. See `Simulation.rows`."""
     figure, axes = _figure(7.0, 3.8)
-    rows = run.rows()
     places = list(range(len(rows)))
     axes.bar(
         [p - 0.2 for p in places],
@@ -71,11 +69,6 @@ def costs(run: Simulation, path: Path) -> None:
     axes.bar([p + 0.2 for p in places], [r[5] * 1e3 for r in rows], 0.4, label="server", color=_INK["plain"])
     axes.set_xticks(places, [r[0] for r in rows])
     axes.set_ylabel("CPU, ms")
-    session = run.session
-    title = (
-        f"{session.protocol}, {session.threat_model}: {len(session.names)} clients, k = "
-        f"{session.parameters.degree}, {session.dim:,} entries of {session.ring.bits} bits"
-    )
     axes.set_title(title, loc="left", fontsize=10)
     axes.legend(frameon=False)
     _save(figure, path)

@@ -264,6 +264,9 @@ SCALARS = {  # single floats, never arrays of them
     "protocols/session.py": "fractions of the cohort",
     "protocols/crowd.py": "seconds",
     "protocols/simulator.py": "seconds",
+    "protocols/micro.py": "seconds",
+    "protocols/counts.py": "expected numbers",
+    "protocols/estimate.py": "seconds, speeds, fractions of the cohort, and expected numbers",
 }
 _FLOATING = re.compile(r"c?float\w*|c?double|c?longdouble|half|c?single|inexact|complex\w*|number|ArrayLike")
 _ARRAYS = {
