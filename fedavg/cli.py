@@ -442,8 +442,8 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 @click.option("--picture", type=_FILE, help="Draw the costs here.")
 @click.option(
     "--estimate", is_flag=True,
-    help="Predict the costs instead, for up to 10^8 clients, from what operations take on this machine. The "
-    "options below go with it.",
+    help="Predict the costs instead, for up to 10^8 clients, from what operations take on this machine. All "
+    "from --link-up to --fanout goes with it.",
 )  # fmt: skip
 @click.option("--link-up", type=float, help="Of a client, in Mbit/s.  [default: 10]")
 @click.option("--link-down", type=float, help="Of a client, in Mbit/s.  [default: 50]")
