@@ -9,6 +9,7 @@ import pytest
 
 from protocols.errors import Infeasible, LocalError
 from protocols.graph import THREAT_MODELS
+from protocols.machine import Input, Received, StageClosed, Started
 from protocols.session import Policy, Session, hash_model
 from secagg.keys import Identity
 from secagg.randomness import seeded
@@ -307,13 +308,43 @@ def test_ragged_input():
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64, np.uint64, ">i4", "<u2"])
-def test_input_is_copied_into_the_ring(kind):
-    given = np.array([0, 99, 7], kind)
-    vector = session().vector(given)
+def test_input_of_any_integer_dtype_is_brought_into_the_ring(kind):
+    vector = session().vector(np.array([0, 99, 7], kind))
     assert vector.dtype == session().ring.dtype
     assert vector.tolist() == [0, 99, 7]
-    vector[:] = 1
-    assert given.tolist() == [0, 99, 7]
+
+
+def test_an_array_of_the_rings_own_dtype_is_not_copied():
+    given = np.array([0, 99, 7], session().ring.dtype)
+    assert session().vector(given) is given
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_the_callers_array_is_its_own_again_once_input_returns(early):
+    """A vector that waits to be masked is a copy; one that is masked at once is only read."""
+    identities = {name: Identity.generate() for name in ("a", "b", "c")}
+    made = Session({name: i.public for name, i in identities.items()}, 3, 100, corrupted=0.0)
+    clients = {name: made.client(name, i) for name, i in identities.items()}
+    arrays = {name: np.array([1, 2, 3], made.ring.dtype) for name in clients}
+    server, up = made.server(), []
+
+    def give(name):
+        sent = clients[name].handle(Input(arrays[name]))
+        assert arrays[name].tolist() == [1, 2, 3]
+        arrays[name][:] = 99
+        return sent
+
+    for name, client in clients.items():
+        up += client.handle(Started())
+        if early:
+            up += give(name)
+    while server.result is None:
+        stage = server.stage
+        down = [e for m in up for e in server.handle(Received(m))] + server.handle(StageClosed(stage))
+        up = [e for m in down for e in clients[m.to].handle(Received(m))]
+        if not early and stage == "shares":
+            up += [e for name in clients for e in give(name)]
+    assert server.result.sum.tolist() == [3, 6, 9]
 
 
 @pytest.mark.parametrize("bound", [2**8, 2**16, 2**32, 2**60])
