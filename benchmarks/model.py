@@ -1,8 +1,7 @@
 """The cost model against real sessions: CPU seconds and bytes, predicted and measured, over a grid.
 
-    python benchmarks/model.py            the whole grid, about half an hour
-    python benchmarks/model.py --small    a few small sessions, to see that it runs
-    python benchmarks/model.py --write    also write benchmarks/MODEL.md, results/model.json and model.png
+    python benchmarks/model.py --full    the whole grid, about half an hour
+    python benchmarks/model.py           a few small sessions, to see that it runs
 
 Every session is real and in one process. Predictions and sessions take turns, and of either the least of the
 repeats counts. All on one thread: other threads of the linear algebra wait busily, and that would be counted.
@@ -16,13 +15,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
+from pathlib import Path
 from random import Random
 from time import process_time
 from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from record import HERE, machine, write
+from record import machine
 
 from protocols.estimate import estimate
 from protocols.graph import COMPLETE_BELOW
@@ -72,10 +72,10 @@ class Row:
         return all(abs(ratio - 1) <= WITHIN for ratio in self.ratios)
 
 
-def grid(small: bool) -> Iterator[dict[str, Any]]:
+def grid(full: bool) -> Iterator[dict[str, Any]]:
     """The sessions to run."""
-    cohorts, dims = ((10, 60), (1000,)) if small else ((10, 50, 100, 400), (10**3, 10**5, 10**6))
-    fractions = (0.1,) if small else (0.0, 0.1, 0.3)
+    cohorts, dims = ((10, 50, 100, 400), (10**3, 10**5, 10**6)) if full else ((10, 60), (1000,))
+    fractions = (0.0, 0.1, 0.3) if full else (0.1,)
     for n, dim, (protocol, model), dropping in product(cohorts, dims, KINDS, fractions):
         if protocol == "secagg+" and n < COMPLETE_BELOW:
             continue  # the complete graph again
@@ -122,18 +122,29 @@ def compare(repeats: int, *, n: int, dim: int, dropping: float, **kind: str) -> 
     return row
 
 
-def report(where: dict[str, str], rows: list[Row]) -> str:
-    """The table as Markdown."""
+def measure(full: bool) -> dict[str, Any]:
+    """The grid."""
+    rows = [compare(2 if full else 1, **kind) for kind in grid(full)]
+    where = machine("secagg", "numpy", "cryptography", "pynacl", "msgspec")
+    return {"machine": where, "rows": [asdict(r) | {"within": r.within} for r in rows]}
+
+
+def rows_of(content: dict[str, Any]) -> list[Row]:
+    """The rows again."""
+    return [Row(**{k: v for k, v in row.items() if k != "within"}) for row in content["rows"]]
+
+
+def report(content: dict[str, Any]) -> list[str]:
+    """The section of the page."""
+    rows = rows_of(content)
     worst = max(abs(a / b - 1) for r in rows for a, b in ((r.up_predicted, r.up), (r.down_predicted, r.down)))
     lines = [
-        "# The cost model, against real sessions",
+        "## The cost model against real sessions",
         "",
-        f"Taken in one run on {where['cpu']}, Python {where['python']}, numpy {where['numpy']},",
-        f"cryptography {where['cryptography']}, commit {where['commit'][:12]}; one thread, least of the",
-        "repeats of either. CPU milliseconds of a mean client and of the server in all stages: p predicted",
-        "by `secagg simulate --estimate`, from operations timed for two seconds, m measured in a session.",
-        "n clients, k neighbours each, t shares open a secret, b bits an entry; `gone` is the fraction that",
-        "drops out after dealing shares. Made by `benchmarks/model.py --write`.",
+        "CPU milliseconds of a mean client and of the server in all stages: p predicted by",
+        "`secagg simulate --estimate`, from operations timed for two seconds, m measured in a session; one",
+        "thread, least of the repeats of either. `gone` is the fraction that drops out after dealing shares;",
+        "no noise.",
         "",
         f"{sum(r.within for r in rows)} of {len(rows)} rows have both ratios within {WITHIN:.0%} of 1. Bytes "
         f"up and down are at most {worst:.2%} off.",
@@ -152,13 +163,14 @@ def report(where: dict[str, str], rows: list[Row]) -> str:
             f"| {r.server_predicted * 1e3:.1f} | {r.server * 1e3:.1f} | **{server:.2f}** "
             f"| {r.up_predicted:,} | {r.up:,} | {r.down_predicted:,} | {r.down:,} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def picture(rows: list[Row]) -> None:
+def picture(content: dict[str, Any], path: Path) -> None:
     """Predicted against measured, client and server, with the band of 25 %."""
     from matplotlib.figure import Figure
 
+    rows = rows_of(content)
     figure = Figure(figsize=(9.0, 4.4), dpi=120, layout="constrained")
     for axes, who in zip(figure.subplots(1, 2), ("client", "server"), strict=True):
         for (protocol, model), colour in zip(
@@ -181,27 +193,12 @@ def picture(rows: list[Row]) -> None:
         axes.set_title("a mean client" if who == "client" else "the server", loc="left", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    (HERE / "results").mkdir(exist_ok=True)
-    figure.savefig(HERE / "results" / "model.png")
-
-
-def main() -> None:
-    """Predict, run, print, and write if asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--write", action="store_true")
-    options = parser.parse_args()
-    rows = [compare(1 if options.small else 3, **kind) for kind in grid(options.small)]
-    where = machine("secagg", "numpy", "cryptography", "pynacl", "msgspec")
-    text = report(where, rows)
-    print(text)
-    if options.write:
-        picture(rows)
-        content = {"machine": where, "rows": [asdict(r) | {"within": r.within} for r in rows]}
-        write("MODEL.md", text, "model.json", content)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--full", action="store_true")
+    print("\n".join(report(measure(parser.parse_args().full))))

@@ -16,6 +16,10 @@ def draw(found: dict[str, Any], where: Path) -> None:
     if "growth" in found:
         for sweep, label in (("clients", "clients"), ("entries", "entries"), ("dropout", "dropped out")):
             _growth(found["growth"][sweep], sweep, label, where / f"growth-{sweep}.png")
+    if "model" in found:
+        from model import picture
+
+        picture(found["model"], where / "model.png")
     _summary(found, where / "summary.png")
 
 
