@@ -6,6 +6,7 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -55,9 +56,10 @@ def _clear_errors() -> Iterator[None]:
             "this does not fit into memory: fewer clients or entries, please"
         ) from None
     except ModuleNotFoundError as error:
-        if error.name not in ("sklearn", "matplotlib"):
+        if error.name not in ("sklearn", "matplotlib", "ray"):
             raise
-        print("This needs an extra: pip install 'secagg[demo]'", file=sys.stderr)
+        extra = "ray" if error.name == "ray" else "demo"
+        print(f"This needs an extra: pip install 'secagg[{extra}]'", file=sys.stderr)
         sys.exit(2)
 
 
@@ -441,6 +443,13 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--picture", type=_FILE, help="Draw the costs here.")
 @click.option(
+    "--workers", type=click.IntRange(1), help="Processes to run the clients in.  [default: this one]"
+)
+@click.option(
+    "--ray", is_flag=True,
+    help="Run on Ray (extra `ray`): on the cluster that RAY_ADDRESS names, or here on so many --workers.",
+)  # fmt: skip
+@click.option(
     "--estimate", is_flag=True,
     help="Predict the costs instead, for up to 10^8 clients, from what operations take on this machine. All "
     "from --link-up to --fanout goes with it.",
@@ -464,6 +473,8 @@ def simulate(**o: Any) -> None:
             raise ValueError(f"nothing is signed in the {_THREATS[0]} model: choose another stage with --at")
         _check_writable(o["picture"])
         if cli_costs.estimating(o):
+            if o["ray"] or o["workers"]:
+                raise ValueError("--workers, --ray: nothing is run with --estimate; the server has --cores")
             found = cli_costs.estimate(o)
             if o["picture"] is not None:
                 pictures.costs(cli_costs.title(found), found.rows(), o["picture"])
@@ -479,7 +490,7 @@ def simulate(**o: Any) -> None:
         with _progress() as tell:
             run = run_session(
                 o["clients"], dim=o["dim"], bound=1 << o["bits"], drop=drop, seed=o["seed"],
-                on_event=tell, **agreed,
+                on_event=tell, engine=_engine(o["workers"], o["ray"]), **agreed,
             )  # fmt: skip
         if o["picture"] is not None:
             pictures.costs(cli_costs.title(run), run.rows(), o["picture"])
@@ -493,6 +504,23 @@ def simulate(**o: Any) -> None:
             least = run.session.parameters.dropped
             more = f"; {count} dropped out, the session withstands {least}: raise --dropout"
             raise ValueError(str(run.result) + (more if count > least else ""))
+
+
+def _engine(workers: int | None, on_ray: bool) -> Any:
+    """Where the clients of a simulation run."""
+    if not on_ray:
+        from protocols.crowd import Here, Processes
+
+        return Here() if workers is None else Processes(workers)
+    import ray
+
+    from fedavg.adapters.ray import OnRay
+
+    more: dict[str, Any] = (
+        {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}
+    )
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **more)
+    return OnRay(workers)
 
 
 @cli.command()

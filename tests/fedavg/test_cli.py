@@ -321,6 +321,15 @@ def test_simulate_prints_json_and_draws(tmp_path: Path) -> None:
     assert_png(picture)
 
 
+def test_simulate_in_processes_comes_to_the_same() -> None:
+    words = ("simulate", "--clients", 20, "--dim", 30, "--dropping", 0.1, "--json")
+    here, there = (json.loads(works(*words, *more)) for more in ((), ("--workers", 2)))
+    assert there["included"] == here["included"] == 18
+    for a, b in zip(here["stages"], there["stages"], strict=True):
+        for field in ("stage", "client_bytes_up", "client_bytes_down"):
+            assert a[field] == b[field]
+
+
 def test_simulate_a_sparse_graph() -> None:
     found = json.loads(works("simulate", "--clients", 60, "--dim", 4, "--protocol", "secagg+", "--json"))
     assert found["parameters"]["degree"] < 59
@@ -395,6 +404,9 @@ SIGNATURES = "nothing is signed in the honest-but-curious model: choose another 
         (["params"], "Missing option '--clients'"),
         (["params", "--clients", "many"], "'many' is not a valid integer"),
         (["simulate", "--clients", 2], "2 is not in the range x>=3"),
+        (["simulate", "--workers", 0], "0 is not in the range x>=1"),
+        (["simulate", "--estimate", "--workers", 2], "nothing is run with --estimate"),
+        (["simulate", "--estimate", "--ray"], "nothing is run with --estimate"),
         (["simulate", "--dim", 0], "0 is not in the range"),
         (["simulate", "--bits", 64], "64 is not in the range 1<=x<=63"),
         (["simulate", "--clients", 5, "--dim", 2, "--bits", 63], "so that no sum can wrap"),

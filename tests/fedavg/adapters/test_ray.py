@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,3 +96,15 @@ def test_a_bad_seed_is_refused(cluster: None, monkeypatch: pytest.MonkeyPatch) -
 def test_an_impossible_number_of_workers_is_refused(cluster: None, workers: Any) -> None:
     with pytest.raises(LocalError, match="workers: expected a positive integer"):
         OnRay(workers)
+
+
+def test_the_command_runs_on_the_cluster(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from fedavg.cli import cli
+
+    monkeypatch.setattr(ray, "init", lambda **_: None)  # the fixture's is there already
+    words = ["simulate", "--clients", "12", "--dim", "9", "--dropping", "0.1", "--ray", "--json"]
+    done = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["included"] == 11
