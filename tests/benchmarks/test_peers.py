@@ -13,7 +13,7 @@ pytest.importorskip("flwr")
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 # In a process of its own, as it sets what must be set before numpy is there.
-RUN = "import json, peers; found = peers.measure(full=False); print(json.dumps([found, peers.report(found)]))"
+RUN = "import json, peers; found = peers.measure('small'); print(json.dumps([found, peers.report(found)]))"
 
 
 def test_small_edition_runs() -> None:
@@ -21,7 +21,7 @@ def test_small_edition_runs() -> None:
         [sys.executable, "-c", RUN], capture_output=True, text=True, check=False, cwd=BENCHMARKS
     )
     assert done.returncode == 0, done.stderr
-    found, text = json.loads(done.stdout)
+    found, lines = json.loads(done.stdout)
     assert {"cpu", "commit", "flwr"} <= found["machine"].keys()
     # A sum that is wrong ends the run; what is left to see is that they were compared.
     assert all(0.0 < steps <= 1.01 for steps in found["off"].values())
@@ -33,4 +33,4 @@ def test_small_edition_runs() -> None:
         assert (len(row["ours"]), len(row["theirs"])) == tuple(row["case"]["repeats"])
         assert row["ratio"] == min(row["ours"]) / min(row["theirs"])
         assert all(x > 0 for pair in ("bytes_up", "peak") for x in row[pair])
-    assert sum(line.startswith(("| client", "| server")) for line in text.splitlines()) == 2 * len(rows)
+    assert sum(line.startswith(("| client", "| server")) for line in lines) == 2 * len(rows)

@@ -12,6 +12,7 @@ from protocols.graph import THREAT_MODELS
 from protocols.machine import Input, Received, StageClosed, Started
 from protocols.session import Policy, Session, hash_model
 from secagg.keys import Identity
+from secagg.prg import accumulate, threaded
 from secagg.randomness import seeded
 
 NAMES = tuple("abcdefgh")
@@ -409,3 +410,24 @@ def test_degree_that_a_complete_graph_has_not(degree):
 def test_infeasible_is_our_callers_error():
     assert issubclass(Infeasible, LocalError)
     assert issubclass(LocalError, ValueError)
+
+
+@pytest.mark.parametrize("threat_model", THREAT_MODELS)
+def test_threads_and_one_thread_come_to_the_same_sum(threat_model, monkeypatch):
+    monkeypatch.setattr("secagg.prg._WORTH_A_THREAD", 1)
+    identities = {name: Identity.generate() for name in "abcdef"}
+    roster, dim = {name: i.public for name, i in identities.items()}, 100_000
+    made = Session(roster, dim, 100, threat_model=threat_model, corrupted=0.0, dropout=0.2)
+    clients = {
+        name: made.client(name, i, expand=threaded(2) if name < "d" else accumulate)
+        for name, i in identities.items()
+    }
+    server = made.server(expand=threaded(3))
+    up = [e for c in clients.values() for e in c.handle(Started()) + c.handle(Input(np.arange(dim) % 100))]
+    while server.result is None:
+        stage = server.stage
+        there = [m for m in up if stage != "masked" or m.sender != "c"]
+        down = [e for m in there for e in server.handle(Received(m))] + server.handle(StageClosed(stage))
+        up = [e for m in down for e in clients[m.to].handle(Received(m))]
+    assert server.result.included == ("a", "b", "d", "e", "f")
+    assert np.array_equal(server.result.sum, np.arange(dim) % 100 * 5)

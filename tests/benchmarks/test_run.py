@@ -1,0 +1,91 @@
+"""The benchmarks run: their tiny editions, which check their own sums. No figure in seconds is judged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def tiny(part: str, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What a part's tiny edition found, and its section; in a process of its own, as it starts others."""
+    out = tmp_path / "found.json"
+    script = tmp_path / "tiny.py"
+    script.write_text(
+        f"import json, sys\nsys.path.insert(0, {str(BENCHMARKS)!r})\nimport {part}\n"
+        "if __name__ == '__main__':\n"
+        f"    found = {part}.measure('tiny')\n"
+        f"    json.dump([found, {part}.report(found)], open({str(out)!r}, 'w'))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found, lines = json.loads(out.read_text())
+    assert {"cpu", "commit", "numpy"} <= found["machine"].keys()
+    return found, lines
+
+
+STATED = {"n", "k", "t", "b", "dim", "dropout", "threat_model", "noise"}
+
+
+def test_to_the_limit(tmp_path: Path) -> None:
+    found, lines = tiny("limit", tmp_path)
+    rows = [*found["parties"], found["published"], *found["memory"]]
+    for row in rows:
+        assert row.keys() >= STATED
+        assert row["ratio"] == min(row["ours"]) / min(row["unit"])
+        assert len(row["ours"]) == len(row["unit"])
+    assert {r["threat_model"] for r in rows} >= {"honest-but-curious", "semi-malicious", "malicious"}
+    assert found["crowd"]["n"] == 60
+    assert all(1.0 < r["bytes"] / r["packed_vector"] < 1.1 for r in found["bytes_up"])
+    assert sum(line.startswith("| ") for line in lines) == len(rows) + len(found["bytes_up"]) + 3
+
+
+def test_growth(tmp_path: Path) -> None:
+    found, lines = tiny("growth", tmp_path)
+    for sweep in ("clients", "entries", "dropout"):
+        assert all(p.keys() >= STATED | {"client", "server", "up", "down"} for p in found[sweep])
+        assert {p["protocol"] for p in found[sweep]} == {"secagg", "secagg+"}
+    # Bytes have no noise: they grow with the vector, and in SecAgg+ slower than in SecAgg.
+    up = {(p["protocol"], p["threat_model"], p["n"]): p["up"] for p in found["clients"]}
+    for protocol, model in {(p, m) for p, m, _ in up}:
+        ascending = [up[k] for k in sorted(up) if k[:2] == (protocol, model)]
+        assert ascending == sorted(ascending)
+    assert up["secagg+", "honest-but-curious", 100] < up["secagg", "honest-but-curious", 100]
+    assert (
+        sum(line.startswith("| ") for line in lines)
+        == sum(len(found[s]) for s in found if s != "machine") + 3
+    )
+
+
+def test_the_cost_model(tmp_path: Path) -> None:
+    found, lines = tiny("model", tmp_path)
+    assert len(found["rows"]) == 6
+    assert sum(line.startswith("| ") for line in lines) == 6 + 1
+    for row in found["rows"]:
+        if (
+            row["protocol"] == "secagg"
+        ):  # on a sparse graph the mean client's neighbours left are a matter of luck
+            assert (row["up"], row["down"]) == (row["up_predicted"], row["down_predicted"])
+
+
+@pytest.mark.parametrize("drawn", [("growth",), ("growth", "model", "limit", "peers")])
+def test_the_published_figures_make_the_published_page(drawn: tuple[str, ...], tmp_path: Path) -> None:
+    """Pictures and page come from `results/` alone."""
+    script = (
+        "import json, sys; from pathlib import Path; here, there, *parts = sys.argv[1:]; "
+        "sys.path.insert(0, here); import plots; "
+        "kept = {p: json.loads((Path(here) / 'results' / f'{p}.json').read_text()) for p in parts}; "
+        "plots.draw(kept, Path(there))"
+    )
+    words = [sys.executable, "-c", script, str(BENCHMARKS), str(tmp_path), *drawn]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"growth-clients.png", "growth-entries.png", "growth-dropout.png"}
+    assert ("summary.png" in names) == ("limit" in drawn)
