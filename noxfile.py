@@ -1,4 +1,7 @@
-"""Environments beside the usual one: `nox -s flower`, `nox -s ray`; after `--`, arguments of pytest."""
+"""Environments beside the usual one.
+
+`nox -s flower` and `nox -s ray`, each with arguments of pytest after `--`; `nox -s benchmarks -- --full`.
+"""
 
 import nox
 
@@ -21,3 +24,10 @@ def ray(session: nox.Session) -> None:
     """The adapter for Ray, of which Flower needs a version of its own."""
     session.install("-q", "-e", ".[ray,test]")
     session.run("pytest", *(session.posargs or ["tests/fedavg/adapters/test_ray.py"]))
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """All benchmarks, peers beside them: some minutes; with `-- --full`, as published."""
+    session.install("-q", "-e", ".[flower,demo]")
+    session.run("python", "benchmarks/run.py", *session.posargs)

@@ -1,7 +1,7 @@
 """Growth: what clients and servers spend, and send, over cohort, dimension and dropout.
 
     python benchmarks/growth.py --full    n to 10,000, d to 10^7, half an hour
-    python benchmarks/growth.py           n to 300, d to 10^5, a minute
+    python benchmarks/growth.py           n to 300, d to 10^5, two minutes
 
 Beside each measured figure stands the protocol's asymptotic line (Bell et al. 2020, Table 1, and Bonawitz
 et al. 2017, section 7), scaled to the largest measured point: what grows faster than its line is a fault of
@@ -18,7 +18,7 @@ from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from limit import HBC, MALICIOUS, SEMI, names_of
+from limit import HBC, MALICIOUS, SEMI, Edition, names_of
 from record import machine, spread
 
 from protocols.crowd import Here, Processes
@@ -60,14 +60,16 @@ def point(protocol: str, model: str, n: int, dim: int, drop: float, repeats: int
     }  # fmt: skip
 
 
-def measure(full: bool) -> dict[str, Any]:
+def measure(edition: Edition) -> dict[str, Any]:
     """Three sweeps, each over one size while the others stay."""
     found: dict[str, Any] = {"machine": machine("secagg", "numpy", "cryptography", "pynacl", "msgspec")}
     start = perf_counter()
+    full = edition == "full"
     dim = 10_000 if full else 1_000
-    cohorts = [10, 30, 100, 300, 1000, 3000, 10_000] if full else [10, 30, 100, 300]
+    cohorts = {"tiny": [10, 30, 100], "small": [10, 30, 100, 300],
+               "full": [10, 30, 100, 300, 1000, 3000, 10_000]}[edition]  # fmt: skip
     found["clients"] = [
-        point(protocol, model, n, dim, 0.1, 3 if n <= 300 else 1)
+        point(protocol, model, n, dim, 0.1, 3 if full and n <= 300 else 1)
         for protocol, models in MODELS.items()
         for model in models
         for n in cohorts
@@ -76,9 +78,9 @@ def measure(full: bool) -> dict[str, Any]:
     ]
     print(f"  growth: clients: {perf_counter() - start:.0f} s", flush=True)
     start = perf_counter()
-    dims = [10**e for e in range(3, 8 if full else 6)]
+    dims = [10**e for e in range(3, {"tiny": 5, "small": 6, "full": 8}[edition])]
     found["entries"] = [
-        point(protocol, model, 64, dim, 0.1, 3 if dim <= 10**5 else 1)
+        point(protocol, model, 64, dim, 0.1, 3 if full and dim <= 10**5 else 1)
         for protocol, models in MODELS.items()
         for model in models
         for dim in dims
@@ -87,10 +89,10 @@ def measure(full: bool) -> dict[str, Any]:
     print(f"  growth: entries: {perf_counter() - start:.0f} s", flush=True)
     start = perf_counter()
     found["dropout"] = [
-        point(protocol, model, 100, 10**5 if full else 10**4, drop, 3)
+        point(protocol, model, 100, 10**5 if full else 10**4, drop, 3 if full else 1)
         for protocol, models in MODELS.items()
         for model in models
-        for drop in (0.0, 0.1, 0.2, 0.3, 0.4)
+        for drop in ((0.0, 0.1, 0.2, 0.3, 0.4) if full else (0.0, 0.2, 0.4))
     ]
     print(f"  growth: dropout: {perf_counter() - start:.0f} s", flush=True)
     return found
@@ -148,4 +150,4 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true")
-    print("\n".join(report(measure(parser.parse_args().full))))
+    print("\n".join(report(measure("full" if parser.parse_args().full else "small"))))

@@ -16,7 +16,7 @@ import json
 import os
 import resource
 from time import perf_counter, process_time
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -30,6 +30,9 @@ from protocols.simulator import Simulation, simulate
 from secagg import prg, shamir
 from secagg.randomness import seeded, system
 from secagg.ring import Ring
+
+Edition = Literal["tiny", "small", "full"]
+"""To see that it runs; in minutes; as published."""
 
 HBC, SEMI, MALICIOUS = "honest-but-curious", "semi-malicious", "malicious"
 
@@ -97,13 +100,14 @@ def session(
     return row
 
 
-def parties(full: bool) -> list[Row]:
+def parties(edition: Edition) -> list[Row]:
     """Client and server, in all models."""
-    dim, repeats = (1_000_000, 7) if full else (100_000, 3)
+    n = 60 if edition == "tiny" else 100
+    dim, repeats = {"tiny": (2000, 1), "small": (100_000, 3), "full": (1_000_000, 7)}[edition]
     rows = [kernel(k, dim, 3 * repeats) for k in (30, 99)]
     sparse = {"protocol": "secagg+", "degree": 30, "corrupted": 0.05, "dropout": 0.3, "bits": 32}
     complete = {"corrupted": 0.05, "dropout": 0.3, "bits": 32}
-    last = names_of(100)[-1]
+    last = names_of(n)[-1]
     with Apart(last) as client:
         for work, agreed, limit in (
             ("client", complete, 1.45),
@@ -113,9 +117,9 @@ def parties(full: bool) -> list[Row]:
             ("client", {**complete, "threat_model": MALICIOUS}, None),
             ("client", {**sparse, "threat_model": SEMI, "degree": None}, None),
         ):
-            rows.append(session(work, client, 100, dim, repeats, 0.0, limit, **agreed))
+            rows.append(session(work, client, n, dim, repeats, 0.0, limit, **agreed))
     with Apart("server", additions=True) as server:
-        rows.append(session("server (unit with additions)", server, 100, dim, repeats, 0.0, 1.5, **sparse))
+        rows.append(session("server (unit with additions)", server, n, dim, repeats, 0.0, 1.5, **sparse))
     with Apart("server") as server:
         for work, drop, agreed, limit in (
             ("server", 0.0, sparse, None),
@@ -126,49 +130,49 @@ def parties(full: bool) -> list[Row]:
             ("server", 0.3, {**complete, "threat_model": MALICIOUS}, None),
             ("server", 0.3, {**sparse, "threat_model": SEMI, "degree": None}, None),
         ):
-            rows.append(session(work, server, 100, dim, repeats, drop, limit, **agreed))
+            rows.append(session(work, server, n, dim, repeats, drop, limit, **agreed))
     return rows
 
 
-def threads(full: bool) -> dict[str, Any]:
+def threads(edition: Edition) -> dict[str, Any]:
     """Wall time of the server's last stage on one core and on two."""
-    dim, repeats = (1_000_000, 5) if full else (200_000, 3)
-    names = names_of(100)
+    n, dim, repeats = (100, 1_000_000, 5) if edition == "full" else (60, 100_000, 1)
+    names = names_of(n)
     agreed = {"protocol": "secagg+", "degree": 30, "corrupted": 0.05, "dropout": 0.3, "bits": 32}
     walls: dict[int, list[float]] = {1: [], 2: []}
     with Apart("server", 1) as one, Apart("server", 2) as two:
         for _ in range(repeats):
             for cores, apart in ((1, one), (2, two)):
                 gone = dict.fromkeys(spread(names, 0.3), "masked")
-                simulate(100, dim=dim, bound=2, drop=gone, engine=apart, **agreed)
+                simulate(n, dim=dim, bound=2, drop=gone, engine=apart, **agreed)
                 walls[cores].append(apart.spent().wall["reveals"])
     ratio = min(walls[2]) / min(walls[1])
-    return {"n": 100, "k": 30, "dim": dim, "dropout": 0.3, "wall": walls, "ratio": ratio, "at_most": 0.68}
+    return {"n": n, "k": 30, "dim": dim, "dropout": 0.3, "wall": walls, "ratio": ratio, "at_most": 0.68}
 
 
-def published(full: bool) -> Row:
+def published(edition: Edition) -> Row:
     """The one published figure of another implementation in Python: 4303 s for the server (see the page)."""
-    n, dim = (600, 100_000) if full else (60, 10_000)
+    n, dim = (600, 100_000) if edition == "full" else (60, 10_000)
     with Apart("server") as server:
         return session("server, SecAgg", server, n, dim, 1, 0.1, corrupted=0.1, dropout=0.1)
 
 
-def memory(full: bool) -> list[Row]:
+def memory(edition: Edition) -> list[Row]:
     """The server's memory."""
-    n, dim = (1000, 1_000_000) if full else (200, 100_000)
+    n, dim = {"tiny": (60, 1000), "small": (200, 100_000), "full": (1000, 1_000_000)}[edition]
     rows = []
     with Apart("server", one_by_one=True) as server:
         for protocol in ("secagg+", "secagg"):
-            if protocol == "secagg" and full:
+            if protocol == "secagg" and edition == "full":
                 n = 300  # clients of the complete graph cost n^2; the row says so
             agreed = {"protocol": protocol, "corrupted": 0.05, "dropout": 0.33}
             rows.append(session(f"server, {protocol}", server, n, dim, 1, 0.1, **agreed))
     return rows
 
 
-def shares(full: bool) -> dict[str, Any]:
+def shares(edition: Edition) -> dict[str, Any]:
     """A 32-byte secret among 1000, 667 of whom recover it."""
-    points, t, repeats = tuple(range(1, 1001)), 667, 30 if full else 5
+    points, t, repeats = tuple(range(1, 1001)), 667, 30 if edition == "full" else 5
     secret, split, combined = os.urandom(32), [], []
     for _ in range(repeats + 1):
         start = process_time()
@@ -182,16 +186,16 @@ def shares(full: bool) -> dict[str, Any]:
     return {"holders": 1000, "t": t, **found, "split_at_most": 0.010, "combine_at_most": 0.002}
 
 
-def bytes_up(full: bool) -> list[dict[str, Any]]:
+def bytes_up(edition: Edition) -> list[dict[str, Any]]:
     """Bytes that a client sends in all stages, against its vector packed at 16 bits an entry.
 
     The session is run at a small dimension; the masked vector's size at 2^20 is exact arithmetic.
     """
-    n, dim, found = 1024 if full else 64, 1 << 20, []
+    n, dim, found = 1024 if edition == "full" else 64, 1 << 20, []
     for protocol, model, limit in (
         ("secagg", HBC, 1.73), ("secagg+", HBC, 1.64), ("secagg", MALICIOUS, None), ("secagg+", SEMI, None),
     ):  # fmt: skip
-        engine = Processes(2) if full else None
+        engine = Processes(2) if edition == "full" else None
         run = simulate(n, dim=64, bound=1 << 16, protocol=protocol, threat_model=model, engine=engine)
         assert not isinstance(run.result, Aborted)
         ring, p = run.session.ring, run.session.parameters
@@ -200,14 +204,14 @@ def bytes_up(full: bool) -> list[dict[str, Any]]:
         found.append({
             "n": n, "k": p.degree, "t": p.threshold, "b": ring.bits, "dim": dim, "noise": "none",
             "protocol": protocol, "threat_model": model, "bytes": total, "ratio": total / (2 * dim),
-            "packed_vector": ring.packed_size(dim), "at_most": limit if full else None,
+            "packed_vector": ring.packed_size(dim), "at_most": limit if edition == "full" else None,
         })  # fmt: skip
     return found
 
 
-def crowd(full: bool) -> dict[str, Any]:
+def crowd(edition: Edition) -> dict[str, Any]:
     """Ten thousand clients, every key, share and mask real, on two processes."""
-    n, dim = (10_000, 10_000) if full else (300, 1_000)
+    n, dim = {"tiny": (60, 100), "small": (300, 1000), "full": (10_000, 10_000)}[edition]
     gone = dict.fromkeys(spread(names_of(n), 0.1), "masked")
     agreed: dict[str, Any] = {"protocol": "secagg+", "corrupted": 0.05, "dropout": 0.33}
     start = perf_counter()
@@ -225,16 +229,16 @@ def crowd(full: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure(full: bool) -> dict[str, Any]:
+def measure(edition: Edition) -> dict[str, Any]:
     """All of it."""
     parts = {
-        "crowd": lambda: crowd(full),  # first: the process has held nothing yet
-        "parties": lambda: [row.as_json() for row in parties(full)],
-        "threads": lambda: threads(full),
-        "published": lambda: published(full).as_json(),
-        "memory": lambda: [row.as_json() for row in memory(full)],
-        "shares": lambda: shares(full),
-        "bytes_up": lambda: bytes_up(full),
+        "crowd": lambda: crowd(edition),  # first: the process has held nothing yet
+        "parties": lambda: [row.as_json() for row in parties(edition)],
+        "threads": lambda: threads(edition),
+        "published": lambda: published(edition).as_json(),
+        "memory": lambda: [row.as_json() for row in memory(edition)],
+        "shares": lambda: shares(edition),
+        "bytes_up": lambda: bytes_up(edition),
     }
     found: dict[str, Any] = {"machine": machine("secagg", "numpy", "cryptography", "pynacl", "msgspec")}
     for part, work in parts.items():
@@ -303,6 +307,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("--full", action="store_true")
     options = parser.parse_args()
-    content = measure(options.full)
+    content = measure("full" if options.full else "small")
     print("\n".join(report(content)))
     print(json.dumps(content["machine"]))

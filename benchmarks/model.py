@@ -22,6 +22,7 @@ from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from limit import Edition
 from record import machine
 
 from protocols.estimate import estimate
@@ -72,10 +73,13 @@ class Row:
         return all(abs(ratio - 1) <= WITHIN for ratio in self.ratios)
 
 
-def grid(full: bool) -> Iterator[dict[str, Any]]:
+def grid(edition: Edition) -> Iterator[dict[str, Any]]:
     """The sessions to run."""
-    cohorts, dims = ((10, 50, 100, 400), (10**3, 10**5, 10**6)) if full else ((10, 60), (1000,))
-    fractions = (0.0, 0.1, 0.3) if full else (0.1,)
+    cohorts: tuple[int, ...] = (10, 60)
+    dims: tuple[int, ...] = (1000,)
+    fractions: tuple[float, ...] = (0.1,)
+    if edition == "full":
+        cohorts, dims, fractions = (10, 50, 100, 400), (10**3, 10**5, 10**6), (0.0, 0.1, 0.3)
     for n, dim, (protocol, model), dropping in product(cohorts, dims, KINDS, fractions):
         if protocol == "secagg+" and n < COMPLETE_BELOW:
             continue  # the complete graph again
@@ -122,9 +126,9 @@ def compare(repeats: int, *, n: int, dim: int, dropping: float, **kind: str) -> 
     return row
 
 
-def measure(full: bool) -> dict[str, Any]:
+def measure(edition: Edition) -> dict[str, Any]:
     """The grid."""
-    rows = [compare(2 if full else 1, **kind) for kind in grid(full)]
+    rows = [compare(2 if edition == "full" else 1, **kind) for kind in grid(edition)]
     where = machine("secagg", "numpy", "cryptography", "pynacl", "msgspec")
     return {"machine": where, "rows": [asdict(r) | {"within": r.within} for r in rows]}
 
@@ -201,4 +205,4 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true")
-    print("\n".join(report(measure(parser.parse_args().full))))
+    print("\n".join(report(measure("full" if parser.parse_args().full else "small"))))

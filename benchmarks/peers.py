@@ -60,6 +60,7 @@ from flwr.server.strategy import FedAvg
 from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.supercore.primitives import asymmetric
 from flwr.supercore.task_identity import TaskIdentity
+from limit import Edition
 from numpy.typing import NDArray
 from record import machine
 
@@ -588,12 +589,12 @@ def cases(full: bool) -> list[Case]:
     ]
 
 
-def measure(full: bool) -> dict[str, Any]:
+def measure(edition: Edition) -> dict[str, Any]:
     """Everything, as JSON can hold it."""
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1  # it makes no message without
     off = self_test()
-    rows = [compare(case) for case in cases(full)]
+    rows = [compare(case) for case in cases(edition == "full")]
     where = machine("secagg", "numpy", "cryptography", "flwr", "pycryptodome")
     content = [{**asdict(row), "ratio": row.ratio} for row in rows]
     return {"machine": where, "off": off, "rows": content}
@@ -694,7 +695,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true")
-    print("\n".join(report(measure(parser.parse_args().full))))
+    print("\n".join(report(measure("full" if parser.parse_args().full else "small"))))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -214,7 +215,11 @@ class Here:
 
 
 class Processes:
-    """In `workers` processes of this machine, and the server's masks on as many threads."""
+    """In `workers` processes of this machine, and the server's masks on as many threads.
+
+    The processes import the main module anew, so a script needs `if __name__ == "__main__":` around what it
+    does.
+    """
 
     def __init__(self, workers: int) -> None:
         if type(workers) is not int or workers < 1:
@@ -234,9 +239,15 @@ class Processes:
         """Start the processes; each is told once what is common to all."""
         context = get_context("spawn")  # forking a process that has threads is not safe
         with ProcessPoolExecutor(self.workers, context, _begin, (crowd,)) as pool:
-            yield lambda tasks: ahead(
-                lambda task: pool.submit(_work_in_process, *task), Future.result, tasks, 2 * self.workers
-            )
+            try:
+                yield lambda tasks: ahead(
+                    lambda task: pool.submit(_work_in_process, *task), Future.result, tasks, 2 * self.workers
+                )
+            except BrokenProcessPool:
+                raise LocalError(
+                    "workers: a process ended by itself: for lack of memory perhaps (then fewer of them), or "
+                    'because a script does its work outside of `if __name__ == "__main__":`'
+                ) from None
 
 
 _MOST_IN_A_CHUNK = 64

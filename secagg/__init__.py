@@ -46,6 +46,7 @@ _HOMES = {
     "Reorder": "protocols.simulator",
     "Corrupt": "protocols.simulator",
     "Replay": "protocols.simulator",
+    "Processes": "protocols.crowd",
 }
 
 __all__ = sorted(_HOMES)

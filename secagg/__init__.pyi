@@ -1,3 +1,4 @@
+from protocols.crowd import Processes as Processes
 from protocols.errors import Aborted as Aborted
 from protocols.errors import AlreadyAnswered as AlreadyAnswered
 from protocols.errors import Fault as Fault

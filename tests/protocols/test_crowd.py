@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -116,6 +117,23 @@ def test_a_crowds_sum_is_that_of_the_vectors_it_drew() -> None:
 def test_a_caller_s_mistake_in_a_worker_is_raised_here() -> None:
     with pytest.raises(LocalError, match="entries from 0 to 9"):
         simulate({"a": [1], "b": [2], "c": [10]}, bound=10, engine=Processes(1))
+
+
+class Fatal(dict):
+    """A vector for everybody; whoever is given it in another process ends there."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _end, ()
+
+
+def _end() -> None:
+    os._exit(1)
+
+
+def test_a_process_that_ends_is_told_of_in_a_line() -> None:
+    vectors = Fatal({"a": [1], "b": [2], "c": [3]})
+    with pytest.raises(LocalError, match="workers: a process ended by itself"):
+        simulate(vectors, bound=10, engine=Processes(1))
 
 
 def test_a_frozen_chunk_of_another_crowd_does_not_thaw() -> None:
