@@ -104,6 +104,13 @@ class Apart(Here):
         """Of the session that has just ended."""
         return self.ask("spent")
 
+    def replay(self) -> float:
+        """CPU seconds of the client once more, from the beginning, given what it was given in that session.
+
+        A simulated client's randomness is its own and repeatable, so what others said still fits.
+        """
+        return float(self.ask("replay"))
+
     def peak(self, session: Session, spent: Spent) -> int:
         """The most memory, without the two vectors of the unit and without sealed shares in transit.
 
@@ -144,7 +151,7 @@ class _ServerThere:
         self._turn = 0
         apart.sealed = 0
         self.result: Any = None
-        self.stage: str = apart.ask("server", session, apart.threads, apart.additions)
+        self.stage: str = apart.ask("server", session, apart.threads, apart.additions, apart.one_by_one)
 
     def handle(self, event: Any) -> list[Envelope]:
         # Messages without a vector are handed over by the stage, as waking a process for each would be
@@ -206,22 +213,26 @@ class _Child:
         np.add(self.total, self.received, out=self.total)
         self.added += process_time() - start
 
+    trim = False
+
     def _begin(self) -> None:
         self.cpu, self.wall, self.added = {}, {}, 0.0
         self.machine = self.chunk = None
         self.room = bytearray()
         self.peaks: dict[str, int] = {}
-        _reset_peak()
+        _reset_peak(self.trim)
         self.before = _memory("VmRSS")
 
     def client(self, crowd: Crowd, name: str) -> None:
         self._begin()
+        self.crowd, self.name, self.given = crowd, name, []
         self.chunk = Chunk(crowd, [name])
         self.stages = iter(("keys", "shares", "masked", "signatures", "reveals"))
 
     def deliver(self, deliveries: Any) -> Any:
         if deliveries is None:
             return self.chunk.results()
+        self.given.append(deliveries)
         wall = perf_counter()
         reactions = self.chunk.deliver(deliveries)
         stage = next(self.stages)
@@ -230,7 +241,12 @@ class _Child:
         self._mark(stage)
         return [_with_bytes(r) for r in reactions]
 
-    def server(self, session: Session, threads: int, additions: bool) -> str:
+    def replay(self) -> float:
+        chunk = Chunk(self.crowd, [self.name])
+        return sum(r.cpu_seconds for deliveries in self.given for r in chunk.deliver(deliveries))
+
+    def server(self, session: Session, threads: int, additions: bool, trim: bool) -> str:
+        self.trim = trim
         self._begin()
         if additions:
             self.total, self.received = session.ring.zeros(session.dim), session.ring.zeros(session.dim)
@@ -267,7 +283,7 @@ class _Child:
 
     def _mark(self, stage: str) -> None:
         self.peaks[stage] = _memory("VmHWM") - self.before
-        _reset_peak()
+        _reset_peak(self.trim)
 
 
 def _child(line: Any) -> None:
@@ -288,10 +304,14 @@ def _with_bytes(reaction: Any) -> Any:
     return reaction
 
 
-def _reset_peak() -> None:
-    """What an earlier session or stage left to the allocator must not hide, or be, what this one needs."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+def _reset_peak(trim: bool) -> None:
+    """Forget the peak; and what an earlier stage left to the allocator, where memory is what is measured.
+
+    Where time is, it stays: pages given back would be faulted in again, and counted.
+    """
+    if trim:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 

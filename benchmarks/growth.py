@@ -18,8 +18,8 @@ from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from limit import HBC, MALICIOUS, SEMI, Edition, names_of
-from record import machine, spread
+from limit import HBC, MALICIOUS, SEMI, names_of
+from record import Edition, machine, spread
 
 from protocols.crowd import Here, Processes
 from protocols.errors import Aborted
@@ -66,7 +66,7 @@ def measure(edition: Edition) -> dict[str, Any]:
     start = perf_counter()
     full = edition == "full"
     dim = 10_000 if full else 1_000
-    cohorts = {"tiny": [10, 30, 100], "small": [10, 30, 100, 300],
+    cohorts = {"tiny": [10, 60], "small": [10, 30, 100, 300],
                "full": [10, 30, 100, 300, 1000, 3000, 10_000]}[edition]  # fmt: skip
     found["clients"] = [
         point(protocol, model, n, dim, 0.1, 3 if full and n <= 300 else 1)
@@ -74,7 +74,7 @@ def measure(edition: Edition) -> dict[str, Any]:
         for model in models
         for n in cohorts
         # Complete graphs cost n^2, and so do signatures: everyone verifies those of more than half of all.
-        if (n <= 1000 or (protocol == "secagg+" and model == HBC)) and (protocol == "secagg" or n >= 100)
+        if (n <= 1000 or (protocol == "secagg+" and model == HBC)) and (protocol == "secagg" or n >= 50)
     ]
     print(f"  growth: clients: {perf_counter() - start:.0f} s", flush=True)
     start = perf_counter()
@@ -89,10 +89,17 @@ def measure(edition: Edition) -> dict[str, Any]:
     print(f"  growth: entries: {perf_counter() - start:.0f} s", flush=True)
     start = perf_counter()
     found["dropout"] = [
-        point(protocol, model, 100, 10**5 if full else 10**4, drop, 3 if full else 1)
+        point(
+            protocol,
+            model,
+            60 if edition == "tiny" else 100,
+            10**5 if full else 10**4,
+            drop,
+            3 if full else 1,
+        )
         for protocol, models in MODELS.items()
         for model in models
-        for drop in ((0.0, 0.1, 0.2, 0.3, 0.4) if full else (0.0, 0.2, 0.4))
+        for drop in ((0.0, 0.1, 0.2, 0.3, 0.4) if full else (0.0, 0.4))
     ]
     print(f"  growth: dropout: {perf_counter() - start:.0f} s", flush=True)
     return found

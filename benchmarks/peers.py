@@ -60,9 +60,8 @@ from flwr.server.strategy import FedAvg
 from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.supercore.primitives import asymmetric
 from flwr.supercore.task_identity import TaskIdentity
-from limit import Edition
 from numpy.typing import NDArray
-from record import machine
+from record import Edition, machine
 
 from fedavg.codec import Codec
 from secagg import Aborted, Answered, Identity, Input, Received, Session, StageClosed, Started

@@ -10,9 +10,12 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 HERE = Path(__file__).resolve().parent
+
+Edition = Literal["tiny", "small", "full"]
+"""To see that it runs; in minutes; as published."""
 
 
 @dataclass

@@ -54,7 +54,7 @@ def main() -> None:
             print("peers: left out, the extra flower is not installed", flush=True)
             continue
         start = perf_counter()
-        found[part] = importlib.import_module(part).measure(options.full)
+        found[part] = importlib.import_module(part).measure("full" if options.full else "small")
         print(f"{part}: {perf_counter() - start:.0f} s", flush=True)
         if options.full or options.write:
             write_results(f"{part}.json", found[part])

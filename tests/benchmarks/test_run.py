@@ -56,7 +56,7 @@ def test_growth(tmp_path: Path) -> None:
     for protocol, model in {(p, m) for p, m, _ in up}:
         ascending = [up[k] for k in sorted(up) if k[:2] == (protocol, model)]
         assert ascending == sorted(ascending)
-    assert up["secagg+", "honest-but-curious", 100] < up["secagg", "honest-but-curious", 100]
+    assert up["secagg+", "honest-but-curious", 60] < up["secagg", "honest-but-curious", 60]
     assert (
         sum(line.startswith("| ") for line in lines)
         == sum(len(found[s]) for s in found if s != "machine") + 3
