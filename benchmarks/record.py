@@ -103,10 +103,10 @@ def write(page: str, text: str, results: str, content: dict[str, Any]) -> None:
     write_results(results, content)
 
 
-def write_results(name: str, content: dict[str, Any]) -> None:
+def write_results(name: str, content: dict[str, Any], into: Path = HERE) -> None:
     """Write figures to `results/`."""
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / name).write_text(json.dumps(content, indent=2) + "\n")
+    (into / "results").mkdir(parents=True, exist_ok=True)
+    (into / "results" / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def spread(names: Sequence[str], fraction: float) -> list[str]:

@@ -3,9 +3,9 @@
     nox -s benchmarks                 the small edition, some minutes
     nox -s benchmarks -- --full       as published, about two hours; writes RESULTS.md and results/
 
-Without nox: `python benchmarks/run.py [--full]`, where the package is installed with its extras `demo` and
-`flower`; without Flower its part is left out. `--write` writes the small edition's page as well, `--only`
-runs some parts and takes the others from `results/`.
+Without nox: `python benchmarks/run.py [--full | --tiny]`, where the package is installed with its extras
+`demo` and `flower`; without Flower its part is left out. `--only` runs some parts and takes the others from
+`results/`; `--into` writes the page, its figures and its pictures to another directory, in any edition.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import importlib
 import json
 from importlib.util import find_spec
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -39,35 +40,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--write", action="store_true")
+    edition = parser.add_mutually_exclusive_group()
+    edition.add_argument("--full", dest="edition", action="store_const", const="full", help="as published")
+    edition.add_argument("--tiny", dest="edition", action="store_const", const="tiny", help="to see it run")
+    parser.set_defaults(edition="small")
     parser.add_argument("--only", choices=PARTS, action="append")
+    parser.add_argument("--into", type=Path, help="where to write; benchmarks/ if --full, else nowhere")
     options = parser.parse_args()
+    into = HERE if options.into is None and options.edition == "full" else options.into
     found: dict[str, Any] = {}
     for part in PARTS:
+        if part == "peers" and find_spec("flwr") is None:
+            print("peers: left out, the extra flower is not installed", flush=True)
+            continue
         kept = HERE / "results" / f"{part}.json"
         if options.only and part not in options.only:
             if kept.exists():
                 found[part] = json.loads(kept.read_text())
             continue
-        if part == "peers" and find_spec("flwr") is None:
-            print("peers: left out, the extra flower is not installed", flush=True)
-            continue
         start = perf_counter()
-        found[part] = importlib.import_module(part).measure("full" if options.full else "small")
+        found[part] = importlib.import_module(part).measure(options.edition)
         print(f"{part}: {perf_counter() - start:.0f} s", flush=True)
-        if options.full or options.write:
-            write_results(f"{part}.json", found[part])
+        if into is not None:
+            write_results(f"{part}.json", found[part], into)
+    if into is None:
+        print(page(found))
+    else:
+        draw(found, into / "results")
+        (into / "RESULTS.md").write_text(page(found))
+
+
+def page(found: dict[str, Any]) -> str:
+    """RESULTS.md: a section of each part that was measured."""
     lines = [HEAD]
     for part, content in found.items():
         section = importlib.import_module(part).report(content)
         lines += [*section, "", f"Taken on {taken_on(content['machine'])}.", ""]
-    text = "\n".join(lines)
-    if options.full or options.write:
-        draw(found, HERE / "results")
-        (HERE / "RESULTS.md").write_text(text)
-    else:
-        print(text)
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

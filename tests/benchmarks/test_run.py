@@ -13,21 +13,17 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-def tiny(part: str, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
-    """What a part's tiny edition found, and its section; in a process of its own, as it starts others."""
-    out = tmp_path / "found.json"
-    script = tmp_path / "tiny.py"
-    script.write_text(
-        f"import json, sys\nsys.path.insert(0, {str(BENCHMARKS)!r})\nimport {part}\n"
-        "if __name__ == '__main__':\n"
-        f"    found = {part}.measure('tiny')\n"
-        f"    json.dump([found, {part}.report(found)], open({str(out)!r}, 'w'))\n"
-    )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+def tiny(part: str, into: Path) -> tuple[dict[str, Any], list[str]]:
+    """What the command's tiny edition found in a part, and that part's section of the page."""
+    words = [sys.executable, BENCHMARKS / "run.py", "--tiny", "--only", part, "--into", into]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found, lines = json.loads(out.read_text())
+    found = json.loads((into / "results" / f"{part}.json").read_text())
     assert {"cpu", "commit", "numpy"} <= found["machine"].keys()
-    return found, lines
+    page = (into / "RESULTS.md").read_text()
+    headings = {"limit": "To the limit", "growth": "Growth", "model": "The cost model"}
+    (section,) = [text for text in page.split("\n## ") if text.startswith(headings[part])]
+    return found, section.splitlines()
 
 
 STATED = {"n", "k", "t", "b", "dim", "dropout", "threat_model", "noise"}
@@ -68,9 +64,7 @@ def test_the_cost_model(tmp_path: Path) -> None:
     assert len(found["rows"]) == 6
     assert sum(line.startswith("| ") for line in lines) == 6 + 1
     for row in found["rows"]:
-        if (
-            row["protocol"] == "secagg"
-        ):  # on a sparse graph the mean client's neighbours left are a matter of luck
+        if row["protocol"] == "secagg":  # on a sparse graph, which neighbours are left is a matter of luck
             assert (row["up"], row["down"]) == (row["up_predicted"], row["down_predicted"])
 
 
