@@ -1,8 +1,5 @@
 """Growth: what clients and servers spend, and send, over cohort, dimension and dropout.
 
-    python benchmarks/growth.py --full    n to 10,000, d to 10^7, half an hour
-    python benchmarks/growth.py           n to 300, d to 10^5, two minutes
-
 Beside each measured figure stands the protocol's asymptotic line (Bell et al. 2020, Table 1, and Bonawitz
 et al. 2017, section 7), scaled to the largest measured point: what grows faster than its line is a fault of
 ours. CPU seconds of real parties, all stages, least of the repeats.
@@ -10,7 +7,6 @@ ours. CPU seconds of real parties, all stages, least of the repeats.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable
 from time import perf_counter
@@ -150,11 +146,3 @@ def report(found: dict[str, Any]) -> list[str]:
                 for p, client, server in lined
             ]
     return lines
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--full", action="store_true")
-    print("\n".join(report(measure("full" if parser.parse_args().full else "small"))))

@@ -1,8 +1,5 @@
 """To the limit: what masking and unmasking cost beside the cipher alone, and what goes over the wire.
 
-    python benchmarks/limit.py --full     as published, most of an hour
-    python benchmarks/limit.py            a tenth of the size, two minutes
-
 The unit of a time is the CPU time in which OpenSSL makes the same number of AES-128-CTR keystreams of the
 same length, and nothing else; for a server at which nobody drops out, that and one addition by numpy of
 each received vector. Party and unit take turns in one process, on one thread. All parties are real; only
@@ -11,8 +8,6 @@ the one in the process apart is timed, in all stages, training excluded.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import resource
 from time import perf_counter, process_time
@@ -300,14 +295,3 @@ def report(found: dict[str, Any]) -> list[str]:
             f"| {r['bytes'] / r['packed_vector']:.3f} | {limit} |"
         )
     return lines
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--full", action="store_true")
-    options = parser.parse_args()
-    content = measure("full" if options.full else "small")
-    print("\n".join(report(content)))
-    print(json.dumps(content["machine"]))

@@ -1,15 +1,11 @@
 """The cost model against real sessions: CPU seconds and bytes, predicted and measured, over a grid.
 
-    python benchmarks/model.py --full    the whole grid, about half an hour
-    python benchmarks/model.py           a few small sessions, to see that it runs
-
 Every session is real and in one process. Predictions and sessions take turns, and of either the least of the
 repeats counts. All on one thread: other threads of the linear algebra wait busily, and that would be counted.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -196,11 +192,3 @@ def picture(content: dict[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--full", action="store_true")
-    print("\n".join(report(measure("full" if parser.parse_args().full else "small"))))

@@ -1,8 +1,5 @@
 """Our client and server beside those of Flower's own SecAgg+, both really run, as ratios taken in one run.
 
-    python benchmarks/peers.py --full    as published, about fifteen minutes
-    python benchmarks/peers.py           a thousandth of it, to see that it runs
-
 The unit is a second of CPU time of one process, all its threads. One party of one round is timed, in all
 stages, ours and theirs in turn; both are given floats and a weight, or give them:
 
@@ -23,7 +20,6 @@ Needs the extra `flower`, Linux (where a process can reset its high-water mark) 
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import logging
 import multiprocessing
@@ -686,16 +682,3 @@ def settings(row: dict[str, Any]) -> str:
         f"{case['what']} | {case['n']} | {case['shares'] - 1} | {row['t']} | {row['b']} | {case['dim']:,} "
         f"| {case['dropout']:.0%} | {row['threat_model']} | {row['noise']}"
     )
-
-
-def main() -> None:
-    """Measure, print, and write if asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--full", action="store_true")
-    print("\n".join(report(measure("full" if parser.parse_args().full else "small"))))
-
-
-if __name__ == "__main__":
-    main()
