@@ -16,7 +16,7 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
-from apart import Apart, raw, the_vector
+from apart import SERVER_SEED, Apart, raw, the_vector
 from record import ROW_HEAD, Edition, Row, machine, row_line, spread
 
 from protocols.crowd import Processes
@@ -54,14 +54,9 @@ def streams_opened(run: Simulation) -> int:
     alive = {session.positions[name] for name in included}
     if session.complete:
         return len(alive) * (1 + len(session.names) - len(alive))
-    graph = session.graph(run_graph_seed(run))
+    graph = session.graph(seeded(SERVER_SEED)(32))  # what the server draws first of all
     gone = set(range(len(session.names))) - alive
     return len(alive) + sum(len(alive.intersection(graph.neighbours(i))) for i in gone)
-
-
-def run_graph_seed(run: Simulation) -> bytes:
-    """The simulator's and the benchmark's servers draw theirs first of all from a stream they were given."""
-    return seeded(b"benchmark")(32)
 
 
 def session(
@@ -263,8 +258,9 @@ def report(found: dict[str, Any]) -> list[str]:
         f"{t['at_most']}): n = {t['n']}, k = {t['k']}, {t['dim']:,} entries, {t['dropout']:.0%} dropout.",
         "",
         f"A 32-byte secret among {s['holders']} holders, {s['t']} of whom recover it: shared in",
-        f"**{s['split'] * ms:.2f} ms** (at most 10), recovered in **{s['combine'] * ms:.2f} ms** (at most",
-        f"2); the first time, before powers and coefficients are known, in {s['first_split'] * ms:.0f} and",
+        f"**{s['split'] * ms:.2f} ms** (at most {s['split_at_most'] * ms:g}), recovered in",
+        f"**{s['combine'] * ms:.2f} ms** (at most {s['combine_at_most'] * ms:g}); the first time, before",
+        f"powers and coefficients are known, in {s['first_split'] * ms:.0f} and "
         f"{s['first_combine'] * ms:.0f} ms.",
         "",
         "The server of SecAgg beside the one published figure for a Python implementation (4303 s for",

@@ -102,6 +102,8 @@ def _summary(found: dict[str, Any], path: Path) -> None:
         panel.set_xlabel("CPU seconds")
         panel.legend(frameon=False, fontsize=8, loc="lower right")
         panel.set_title(
-            f"to a peer: n = 100, {rows[0]['case']['dim']:,} entries, one party", loc="left", fontsize=10
+            f"to a peer: n = {rows[0]['case']['n']}, {rows[0]['case']['dim']:,} entries, one party",
+            loc="left",
+            fontsize=10,
         )
     figure.savefig(path)
