@@ -14,8 +14,7 @@ from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from limit import HBC, MALICIOUS, SEMI, names_of
-from record import Edition, machine, spread
+from record import HBC, MALICIOUS, SEMI, Edition, gone_of, machine
 
 from protocols.crowd import Here, Processes
 from protocols.errors import Aborted
@@ -36,7 +35,7 @@ SERVER: dict[str, Callable[..., float]] = {
 
 def point(protocol: str, model: str, n: int, dim: int, drop: float, repeats: int) -> dict[str, Any]:
     """One session of random vectors."""
-    gone = dict.fromkeys(spread(names_of(n), drop), "masked")
+    gone = gone_of(n, drop)
     engine = Processes(2) if n > 1000 else Here()
     agreed: dict[str, Any] = {"protocol": protocol, "threat_model": model, "corrupted": 0.05}
     agreed["dropout"] = 0.33 if drop <= 0.33 else 0.45

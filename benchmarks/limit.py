@@ -17,7 +17,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 from apart import SERVER_SEED, Apart, raw, the_vector
-from record import ROW_HEAD, Edition, Row, machine, row_line, spread
+from record import HBC, MALICIOUS, ROW_HEAD, SEMI, Edition, Row, gone_of, machine, names_of, row_line
 
 from protocols.crowd import Processes
 from protocols.errors import Aborted
@@ -25,8 +25,6 @@ from protocols.simulator import Simulation, simulate
 from secagg import prg, shamir
 from secagg.randomness import seeded, system
 from secagg.ring import Ring
-
-HBC, SEMI, MALICIOUS = "honest-but-curious", "semi-malicious", "malicious"
 
 
 def kernel(k: int, dim: int, repeats: int) -> Row:
@@ -41,11 +39,6 @@ def kernel(k: int, dim: int, repeats: int) -> Row:
         prg.accumulate(ring, vector, seeds[: k // 2], seeds[k // 2 :])
         row.ours.append(process_time() - start)
     return row
-
-
-def names_of(n: int) -> list[str]:
-    """Names of n clients."""
-    return [f"client-{i:0{len(str(n - 1))}}" for i in range(n)]
 
 
 def streams_opened(run: Simulation) -> int:
@@ -67,7 +60,7 @@ def session(
 
     The server is in a new session each time; a client in one, whose messages it is then given again.
     """
-    gone = dict.fromkeys(spread(names_of(n), drop), "masked")
+    gone = gone_of(n, drop)
     row: Row | None = None
     for _ in range(repeats if apart.party == "server" else 1):
         run = simulate(n, dim=dim, bound=1 << 16, drop=gone, engine=apart, **agreed)
@@ -128,14 +121,12 @@ def parties(edition: Edition) -> list[Row]:
 def threads(edition: Edition) -> dict[str, Any]:
     """Wall time of the server's last stage on one core and on two."""
     n, dim, repeats = (100, 1_000_000, 5) if edition == "full" else (60, 100_000, 1)
-    names = names_of(n)
     agreed = {"protocol": "secagg+", "degree": 30, "corrupted": 0.05, "dropout": 0.3, "bits": 32}
     walls: dict[int, list[float]] = {1: [], 2: []}
     with Apart("server", 1) as one, Apart("server", 2) as two:
         for _ in range(repeats):
             for cores, apart in ((1, one), (2, two)):
-                gone = dict.fromkeys(spread(names, 0.3), "masked")
-                simulate(n, dim=dim, bound=2, drop=gone, engine=apart, **agreed)
+                simulate(n, dim=dim, bound=2, drop=gone_of(n, 0.3), engine=apart, **agreed)
                 walls[cores].append(apart.spent().wall["reveals"])
     ratio = min(walls[2]) / min(walls[1])
     return {"n": n, "k": 30, "dim": dim, "dropout": 0.3, "wall": walls, "ratio": ratio, "at_most": 0.68}
@@ -203,7 +194,7 @@ def bytes_up(edition: Edition) -> list[dict[str, Any]]:
 def crowd(edition: Edition) -> dict[str, Any]:
     """Ten thousand clients, every key, share and mask real, on two processes."""
     n, dim = {"tiny": (60, 100), "small": (300, 1000), "full": (10_000, 10_000)}[edition]
-    gone = dict.fromkeys(spread(names_of(n), 0.1), "masked")
+    gone = gone_of(n, 0.1)
     agreed: dict[str, Any] = {"protocol": "secagg+", "corrupted": 0.05, "dropout": 0.33}
     start = perf_counter()
     run = simulate(n, dim=dim, bound=1 << 16, drop=gone, engine=Processes(2), **agreed)

@@ -18,7 +18,7 @@ from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from record import Edition, machine
+from record import Edition, machine, names_of
 
 from protocols.estimate import estimate
 from protocols.graph import COMPLETE_BELOW
@@ -92,8 +92,7 @@ def lower(least: list[float], rows: list[Any]) -> None:
 def compare(repeats: int, enough: float, *, n: int, dim: int, dropping: float, **kind: str) -> Row:
     """Predict and run one kind of session."""
     best, predicted = [float("inf")] * 2, [float("inf")] * 2
-    gone = Random(n).sample(range(n), round(dropping * n))
-    drop = {f"client-{i:0{len(str(n - 1))}}": "masked" for i in gone}
+    drop = dict.fromkeys(Random(n).sample(names_of(n), round(dropping * n)), "masked")
     for _ in range(repeats):
         found = estimate(n, dim, bound=BOUND, dropping=dropping, **AGREED, **kind)
         lower(predicted, found.rows())

@@ -1,11 +1,10 @@
-"""What every figure is: a ratio of repeats taken in turn; where it was taken; and where it goes."""
+"""What the benchmarks share: editions, the clients of a session, a row of ratios, and where results go."""
 
 from __future__ import annotations
 
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +15,8 @@ HERE = Path(__file__).resolve().parent
 
 Edition = Literal["tiny", "small", "full"]
 """To see that it runs; in minutes; as published."""
+
+HBC, SEMI, MALICIOUS = "honest-but-curious", "semi-malicious", "malicious"
 
 
 @dataclass
@@ -109,9 +110,17 @@ def write_results(name: str, content: dict[str, Any], into: Path = HERE) -> None
     (into / "results" / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def spread(names: Sequence[str], fraction: float) -> list[str]:
-    """So many of the names, from the first on: the last one stays. (The graph's order is random.)"""
-    return list(names[: int(fraction * len(names) + 1e-9)])
+def names_of(n: int) -> list[str]:
+    """What `simulate` calls n clients."""
+    return [f"client-{i:0{len(str(n - 1))}}" for i in range(n)]
+
+
+def gone_of(n: int, fraction: float) -> dict[str, str]:
+    """Who drops out before the masked vectors: the first so many, so that the last client stays.
+
+    Their places in the graph are random all the same.
+    """
+    return dict.fromkeys(names_of(n)[: int(fraction * n + 1e-9)], "masked")
 
 
 def _lines(path: str) -> list[str]:
