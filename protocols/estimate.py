@@ -29,7 +29,7 @@ from protocols.counts import Counts, Layout, Round
 from protocols.errors import Infeasible, LocalError
 from protocols.graph import HONEST_BUT_CURIOUS, SECAGG_PLUS, Parameters, parameters, whole
 from protocols.micro import Micro, Overhead, operations
-from protocols.session import MAX_DIM, _integer
+from protocols.session import MAX_DIM, checked_integer
 from protocols.simulator import STAGES, Simulation, simulate
 from secagg import keys, prg
 from secagg.ring import Ring
@@ -231,8 +231,14 @@ def estimate(
     sum because too many drop out.
     """
     r = _sizes(n, dim, bound, protocol, threat_model, corrupted, dropout, dropping, at)
-    leaves, fanout = _integer("aggregators", aggregators, 1, r.n), _integer("fanout", fanout, 2, MAX_CLIENTS)
-    cores, name_bytes = _integer("cores", cores, 1, MAX_CLIENTS), _integer("name_bytes", name_bytes, 1, 255)
+    leaves, fanout = (
+        checked_integer("aggregators", aggregators, 1, r.n),
+        checked_integer("fanout", fanout, 2, MAX_CLIENTS),
+    )
+    cores, name_bytes = (
+        checked_integer("cores", cores, 1, MAX_CLIENTS),
+        checked_integer("name_bytes", name_bytes, 1, 255),
+    )
     sizes, link = counting.layout(r), link or Link()
     if micro is None:
         holders = round(r.peers("keys")) + r.own
@@ -275,8 +281,8 @@ def _sizes(
     dropping: float, at: str,
 ) -> Round:  # fmt: skip
     """The sizes of the round, after the same checks as in `Session`, and that there will be a sum."""
-    n, dim = _integer("clients", n, 1, MAX_CLIENTS), _integer("dim", dim, 1, MAX_DIM)
-    bound = _integer("bound", bound, 2, 1 << 64)
+    n, dim = checked_integer("clients", n, 1, MAX_CLIENTS), checked_integer("dim", dim, 1, MAX_DIM)
+    bound = checked_integer("bound", bound, 2, 1 << 64)
     if type(dropping) not in (int, float) or not 0 <= dropping < 1:
         raise LocalError(f"dropping: expected a fraction from 0 to below 1, got {dropping!r}")
     found = parameters(n, corrupted, dropout, protocol, threat_model)

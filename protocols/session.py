@@ -116,10 +116,10 @@ class Session:
         if len(set(self.identities)) != len(self.identities):
             raise LocalError("roster: two clients have the same identity")
         n = len(self.names)
-        self.dim = _integer("dim", dim, 1, MAX_DIM)
-        self.bound = _integer("bound", bound, 2, 1 << 64)
-        self.round = _integer("round", round, 0, (1 << 63) - 1)
-        self.attempt = _integer("attempt", attempt, 0, (1 << 63) - 1)
+        self.dim = checked_integer("dim", dim, 1, MAX_DIM)
+        self.bound = checked_integer("bound", bound, 2, 1 << 64)
+        self.round = checked_integer("round", round, 0, (1 << 63) - 1)
+        self.attempt = checked_integer("attempt", attempt, 0, (1 << 63) - 1)
         check_text("task", task, 0)
         if not isinstance(model_hash, bytes) or len(model_hash) != MODEL_HASH_BYTES:
             raise LocalError(f"model_hash: expected {MODEL_HASH_BYTES} bytes")
@@ -131,12 +131,14 @@ class Session:
         )
         least = self.parameters.min_included
         # More than there are is infeasible, not a slip of the caller: another cohort may be larger.
-        wanted = least if min_included is None else _integer("min_included", min_included, least, MAX_DIM)
+        wanted = (
+            least if min_included is None else checked_integer("min_included", min_included, least, MAX_DIM)
+        )
         if wanted > n:
             raise Infeasible(f"min_included: expected {least} to {n}, got {wanted}")
         self.min_included = wanted
         needed = (n * (self.bound - 1)).bit_length()
-        bits = max(8, needed) if bits is None else _integer("bits", bits, 8, 64)
+        bits = max(8, needed) if bits is None else checked_integer("bits", bits, 8, 64)
         if needed > 64 or bits < needed:
             raise Infeasible(
                 f"bound {self.bound} for {n} clients needs {needed} bits, so that no sum can wrap; "
@@ -279,7 +281,8 @@ def hash_model(*arrays: Any) -> bytes:
     return digest(Label.MODEL, *parts)
 
 
-def _integer(name: str, value: object, low: int, high: int) -> int:
+def checked_integer(name: str, value: object, low: int, high: int) -> int:
+    """`value` as an int; `LocalError`, which names it, unless it is an integer from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise LocalError(f"{name}: expected an integer, got {value!r}")
     if not low <= value <= high:

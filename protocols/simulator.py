@@ -25,7 +25,7 @@ from secagg.ring import Vector
 STAGES = ("keys", "shares", "masked", "signatures", "reveals")
 """What clients send, in order; an honest-but-curious session has no signatures."""
 
-Link = Literal["up", "down"]
+Direction = Literal["up", "down"]
 
 _NAMES_SHOWN = 5
 
@@ -43,7 +43,7 @@ class Delay:
     """The client's message of this stage arrives after the stage has closed."""
 
     stage: str
-    link: Link = "up"
+    link: Direction = "up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Duplicate:
     """The message of this stage arrives twice."""
 
     stage: str
-    link: Link = "up"
+    link: Direction = "up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Corrupt:
 
     stage: str
     bit: int = 0
-    link: Link = "up"
+    link: Direction = "up"
 
 
 @dataclass(frozen=True, slots=True)
