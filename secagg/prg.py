@@ -29,6 +29,7 @@ _ZEROS = bytes(CHUNK_BYTES)
 _BATCH = 1024  # streams open at a time: bounds the memory of their cipher contexts
 _BLOCK_BYTES = 16
 _CACHE_LINE = 64
+_WORTH_A_THREAD = 1 << 23  # bytes of keystream: starting a thread and its ciphers costs a tenth of that
 
 
 class Expand(Protocol):
@@ -93,7 +94,7 @@ def threaded(threads: int) -> Expand:
     """`accumulate` on so many threads, each with its range of the coordinates; the same result.
 
     OpenSSL and numpy release the interpreter's lock while they work on a chunk. Less than some
-    milliseconds' work stays on one thread.
+    milliseconds' work stays on one thread. Raises `ValueError` unless `threads` is a positive integer.
     """
     if type(threads) is not int or threads < 1:
         raise ValueError(f"threads: expected a positive integer, got {threads!r}")
@@ -101,16 +102,15 @@ def threaded(threads: int) -> Expand:
     def expand(
         ring: Ring, vector: Vector, add: Sequence[bytes] = (), subtract: Sequence[bytes] = ()
     ) -> Vector:
-        step = CHUNK_BYTES // ring.dtype.itemsize
-        chunks = -(-vector.size // step)
-        parts = min(threads, chunks, chunks * (len(add) + len(subtract)) // _WORTH_A_THREAD)
-        if parts < 2:
+        worth = vector.nbytes * (len(add) + len(subtract)) // _WORTH_A_THREAD
+        parts = ranges(ring, vector.size, min(threads, worth))
+        if len(parts) < 2:
             return accumulate(ring, vector, add, subtract)
         out = np.empty_like(vector)
-        with ThreadPoolExecutor(parts) as pool:
+        with ThreadPoolExecutor(len(parts)) as pool:
             work = [
                 pool.submit(_accumulate_into, out[start:end], ring, vector[start:end], add, subtract, start)
-                for start, end in ((start * step, end * step) for start, end in split(chunks, parts))
+                for start, end in parts
             ]
             for done in work:
                 done.result()
@@ -119,13 +119,16 @@ def threaded(threads: int) -> Expand:
     return expand
 
 
-_WORTH_A_THREAD = 64  # chunks of keystream, 8 MiB: starting a thread and its ciphers costs a tenth of that
+def ranges(ring: Ring, dim: int, parts: int) -> list[tuple[int, int]]:
+    """Cut `dim` coordinates into at most `parts` ranges (start, end) that are worked on apart; at least one.
 
-
-def split(count: int, parts: int) -> list[tuple[int, int]]:
-    """Cut 0 .. count into `parts` ranges (start, end) whose lengths differ by one at most."""
-    cuts = [count * i // parts for i in range(parts + 1)]
-    return list(pairwise(cuts))
+    Each is of whole chunks, but for the last one's end, and they differ by one chunk at most: `start` is an
+    `offset` for `accumulate`.
+    """
+    step = CHUNK_BYTES // ring.dtype.itemsize
+    chunks = -(-dim // step)
+    parts = max(1, min(parts, chunks))
+    return list(pairwise(min(chunks * i // parts * step, dim) for i in range(parts + 1)))
 
 
 def _aligned(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:

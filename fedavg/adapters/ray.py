@@ -22,7 +22,7 @@ from protocols.crowd import Crowd, Done, Task, ahead, chunk_size, work_frozen
 from protocols.errors import LocalError
 from protocols.machine import ServerMachine
 from protocols.session import Session
-from secagg.prg import CHUNK_BYTES, accumulate, split
+from secagg.prg import accumulate, ranges
 from secagg.randomness import Rng
 from secagg.ring import Ring, Vector
 
@@ -72,17 +72,15 @@ class OnRay:
         self, ring: Ring, vector: Vector, add: Sequence[bytes] = (), subtract: Sequence[bytes] = ()
     ) -> Vector:
         """`secagg.prg.accumulate`, each range of coordinates a task; little work is done here."""
-        step = CHUNK_BYTES // ring.dtype.itemsize
-        chunks = -(-vector.size // step)
-        parts = min(self.workers, chunks, vector.nbytes * (len(add) + len(subtract)) // _WORTH_A_TASK)
-        if parts < 2:
+        worth = vector.nbytes * (len(add) + len(subtract)) // _WORTH_A_TASK
+        parts = ranges(ring, vector.size, min(self.workers, worth))
+        if len(parts) < 2:
             return accumulate(ring, vector, add, subtract)
         remote: Any = ray.remote(_expanded)
         seeds = ray.put((list(add), list(subtract)))
-        ranges = [(start * step, min(end * step, vector.size)) for start, end in split(chunks, parts)]
-        masks = ray.get([remote.remote(ring, end - start, seeds, start) for start, end in ranges])
+        masks = ray.get([remote.remote(ring, end - start, seeds, start) for start, end in parts])
         out = vector.copy()
-        for (start, end), mask in zip(ranges, masks, strict=True):
+        for (start, end), mask in zip(parts, masks, strict=True):
             np.add(out[start:end], mask, out=out[start:end])
         return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -216,13 +217,17 @@ def test_any_alignment_of_the_vector_gives_the_same(shift: int) -> None:
     assert vector.tolist() == accumulate_slowly(ring, values, seeds(2), seeds(3)[2:])
 
 
-def test_a_range_is_cut_evenly() -> None:
-    for count in range(20):
-        for parts in range(1, 9):
-            ranges = prg.split(count, parts)
-            assert [i for start, end in ranges for i in range(start, end)] == list(range(count))
-            lengths = [end - start for start, end in ranges]
-            assert len(ranges) == parts
+@pytest.mark.parametrize("ring", RINGS, ids=lambda r: f"b{r.bits}")
+def test_coordinates_are_cut_evenly_into_whole_chunks(ring: Ring) -> None:
+    step = prg.CHUNK_BYTES // ring.dtype.itemsize
+    for chunks, more in product(range(12), (0, 1, step - 1)):
+        dim, whole = chunks * step + more, chunks + (more > 0)
+        for wanted in range(9):
+            found = prg.ranges(ring, dim, wanted)
+            assert len(found) == max(1, min(wanted, whole))
+            assert [0, *(end for _, end in found)] == [*(start for start, _ in found), dim]
+            assert all(start % step == 0 for start, _ in found)
+            lengths = [-(-(end - start) // step) for start, end in found]
             assert max(lengths) - min(lengths) <= 1
 
 
