@@ -45,13 +45,14 @@ def point(protocol: str, model: str, n: int, dim: int, drop: float, repeats: int
         if isinstance(run.result, Aborted):
             raise run.result
         rows = run.rows()
-        client.append(sum(row[1] for row in rows))
-        server.append(sum(row[5] for row in rows))
+        client.append(sum(row.client_cpu_mean for row in rows))
+        server.append(sum(row.server_cpu for row in rows))
     p = run.session.parameters
     return {
         "protocol": protocol, "threat_model": model, "n": n, "k": p.degree, "t": p.threshold,
         "b": run.session.ring.bits, "dim": dim, "dropout": drop, "noise": "none",
-        "client": client, "server": server, "up": sum(r[3] for r in rows), "down": sum(r[4] for r in rows),
+        "client": client, "server": server, "up": sum(r.client_bytes_up for r in rows),
+        "down": sum(r.client_bytes_down for r in rows),
     }  # fmt: skip
 
 

@@ -205,7 +205,7 @@ def crowd(edition: Edition) -> dict[str, Any]:
         "n": n, "k": p.degree, "t": p.threshold, "b": run.session.ring.bits, "dim": dim, "dropout": 0.1,
         "threat_model": run.session.threat_model, "noise": "none", "wall": wall, "at_most": 600,
         "server_cpu": sum(c.cpu_seconds for c in run.costs["server"].values()),
-        "client_cpu": sum(row[1] for row in run.rows()),
+        "client_cpu": sum(row.client_cpu_mean for row in run.rows()),
         "peak_bytes": kib * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "peak_bytes_a_worker": kib * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
     }  # fmt: skip

@@ -85,8 +85,8 @@ def grid(edition: Edition) -> Iterator[dict[str, Any]]:
 
 def lower(least: list[float], rows: list[Any]) -> None:
     """Keep the lesser of client seconds and of server seconds, each over all stages."""
-    for side, column in enumerate((1, 5)):
-        least[side] = min(least[side], sum(row[column] for row in rows))
+    for side, whose in enumerate(("client_cpu_mean", "server_cpu")):
+        least[side] = min(least[side], sum(getattr(row, whose) for row in rows))
 
 
 def compare(repeats: int, enough: float, *, n: int, dim: int, dropping: float, **kind: str) -> Row:
@@ -104,11 +104,14 @@ def compare(repeats: int, enough: float, *, n: int, dim: int, dropping: float, *
             lower(best, run.rows())
             if process_time() - start > enough:
                 break
-    up, down = (sum(row[column] for row in run.rows()) for column in (3, 4))
+    up, down = (
+        (sum(row.client_bytes_up for row in its.rows()) for its in (run, found)),
+        (sum(row.client_bytes_down for row in its.rows()) for its in (run, found)),
+    )
     row = Row(
         n, dim, kind["protocol"], kind["threat_model"], dropping, found.parameters.degree,
         found.parameters.threshold, found.bits, best[0], predicted[0], best[1], predicted[1],
-        up, sum(row[3] for row in found.rows()), down, sum(row[4] for row in found.rows()),
+        *up, *down,
     )  # fmt: skip
     client, server = row.ratios
     print(

@@ -11,19 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from protocols.errors import Aborted
-from protocols.estimate import Estimate, Link, Row
+from protocols.estimate import Estimate, Link
 from protocols.estimate import estimate as predict
-from protocols.simulator import Simulation
+from protocols.simulator import Row, Simulation
 
 _OPTIONS = ("link_up", "link_down", "latency", "server_link", "cores", "aggregators", "fanout")
-_COLUMNS = (
-    "stage",
-    "client_cpu_mean",
-    "client_cpu_max",
-    "client_bytes_up",
-    "client_bytes_down",
-    "server_cpu",
-)
 
 
 def title(found: Simulation | Estimate) -> str:
@@ -34,10 +26,6 @@ def title(found: Simulation | Estimate) -> str:
         f"{s.protocol}, {s.threat_model}: {n} clients, {s.parameters.degree} neighbours, "
         f"threshold {s.parameters.threshold},\n{s.dim:,} entries of {bits} bits"
     )
-
-
-def _stages(rows: list[Row]) -> list[dict[str, Any]]:
-    return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
 
 
 def _table(found: Simulation | Estimate) -> None:
@@ -55,15 +43,15 @@ def _table(found: Simulation | Estimate) -> None:
             return [*shown, f"{wall:,.2f}"]
         return [*shown[:2], f"{most * 1e3:,.2f}" if most else "", *shown[2:]]
 
-    rows: list[Row] = found.rows()
+    rows = found.rows()
     walls: dict[str, float] = {}
     if isinstance(found, Estimate):
         walls = {stage: sum(parts.values()) for stage, parts in found.wall.items()}
         table.add_row(*cells(found.roster, walls.pop("roster")), style="dim", end_section=True)
     for row in rows:
-        table.add_row(*cells(row, walls.get(row[0], 0.0)))
-    up, down = sum(row[3] for row in rows), sum(row[4] for row in rows)
-    total = ("all", sum(row[1] for row in rows), 0.0, up, down, sum(row[5] for row in rows))
+        table.add_row(*cells(row, walls.get(row.stage, 0.0)))
+    _, means, _, up, down, server = zip(*rows, strict=True)
+    total = Row("all", sum(means), 0.0, sum(up), sum(down), sum(server))
     table.add_row(*cells(total, sum(walls.values())), style="bold")
     _console().print(title(found), style="bold", highlight=False)
     _console().print(table)
@@ -85,7 +73,7 @@ def measured(run: Simulation) -> dict[str, Any]:
         "parameters": asdict(session.parameters),
         "included": None if isinstance(result, Aborted) else len(result.included),
         "aborted": str(result) if isinstance(result, Aborted) else None, "wall_seconds": run.seconds,
-        "stages": _stages(run.rows()),
+        "stages": [row._asdict() for row in run.rows()],
     }  # fmt: skip
 
 
@@ -131,7 +119,8 @@ def estimated(found: Estimate) -> dict[str, Any]:
         "clients": found.n, "dim": found.dim, "bits": found.bits, "protocol": found.protocol,
         "threat_model": found.threat_model, "parameters": asdict(found.parameters),
         "included": found.included, "aborted": None, "wall_seconds": found.seconds,
-        "stages": _stages(found.rows()), "roster": _stages([found.roster])[0], "wall": found.wall,
+        "stages": [row._asdict() for row in found.rows()], "roster": found.roster._asdict(),
+        "wall": found.wall,
         "streams": found.streams, "server_memory": found.memory, "server_memory_most": found.memory_bytes,
         "client_work": found.work["client"], "server_work": found.work["server"],
         "heaviest": {of: {"what": what, "part": part} for of, (what, part) in found.heaviest().items()},
@@ -149,8 +138,8 @@ def show_estimate(found: Estimate) -> None:
         f"A sum of {found.included:,} of {found.n:,} clients in about {found.seconds:,.1f} s, after "
         f"{roster:,.1f} s for the roster, which everybody has before.",
         f"{who} holds {_bytes(found.memory_bytes)} and expands {masks:,.0f} masks. For a client, what "
-        f"grows with the cohort: {_bytes(found.roster[4])} of roster, {_bytes(-(-found.n // 8))} each time "
-        "it is told who is in the sum.",
+        f"grows with the cohort: {_bytes(found.roster.client_bytes_down)} of roster, "
+        f"{_bytes(-(-found.n // 8))} each time it is told who is in the sum.",
     ]
     if tree is not None:
         lines.append(

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedavg.experiment import Outcome, who_dropped
 from fedavg.statistics import Bars, Result, Rows, describe, shown, tabulate
+from protocols.simulator import Row
 
 _INK = {"alone": "#b8b8b8", "plain": "#e08214", "secure": "#2166ac", "pooled": "#444444", "drop": "#b2182b"}
 
@@ -55,19 +56,25 @@ def learning_curves(outcome: Outcome, title: str, path: Path) -> None:
     _save(figure, path)
 
 
-def costs(title: str, rows: Sequence[tuple[str, float, float, int, int, float]], path: Path) -> None:
-    """CPU by stage of a session, simulated or estimated: client mean and server. See `Simulation.rows`."""
+def costs(title: str, rows: Sequence[Row], path: Path) -> None:
+    """CPU by stage of a session, simulated or estimated: client mean and server."""
     figure, axes = _figure(7.0, 3.8)
     places = list(range(len(rows)))
     axes.bar(
         [p - 0.2 for p in places],
-        [r[1] * 1e3 for r in rows],
+        [r.client_cpu_mean * 1e3 for r in rows],
         0.4,
         label="client (mean)",
         color=_INK["secure"],
     )
-    axes.bar([p + 0.2 for p in places], [r[5] * 1e3 for r in rows], 0.4, label="server", color=_INK["plain"])
-    axes.set_xticks(places, [r[0] for r in rows])
+    axes.bar(
+        [p + 0.2 for p in places],
+        [r.server_cpu * 1e3 for r in rows],
+        0.4,
+        label="server",
+        color=_INK["plain"],
+    )
+    axes.set_xticks(places, [r.stage for r in rows])
     axes.set_ylabel("CPU, ms")
     axes.set_title(title, loc="left", fontsize=10)
     axes.legend(frameon=False)

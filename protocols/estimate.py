@@ -30,16 +30,13 @@ from protocols.errors import Infeasible, LocalError
 from protocols.graph import HONEST_BUT_CURIOUS, SECAGG_PLUS, Parameters, parameters, whole
 from protocols.micro import Micro, Overhead, operations
 from protocols.session import MAX_DIM, checked_integer
-from protocols.simulator import STAGES, Simulation, simulate
+from protocols.simulator import STAGES, Row, Simulation, simulate
 from secagg import keys, prg
 from secagg.ring import Ring
 
 MAX_CLIENTS = 10**8
 CORE_EFFICIENCY = 0.9
 """Assumed, not measured: what each core beyond the first adds where masks are expanded on several."""
-
-Row = tuple[str, float, float, int, int, float]
-"""As in `Simulation.rows`: stage, mean and greatest client CPU seconds, bytes up and down, server CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +92,8 @@ def _overhead(micro: Micro, bits: int, signed: bool) -> dict[str, Overhead]:
     for i, stage in enumerate(rounds[0].stages):
         rows = [[run.rows()[i] for run in done] for done in runs.values()]
         left = [
-            (min(row[1] for row in its) - micro.seconds(counting.client(r)[stage]),
-             min(row[5] for row in its) - micro.seconds(counting.server(r)[stage]))
+            (min(row.client_cpu_mean for row in its) - micro.seconds(counting.client(r)[stage]),
+             min(row.server_cpu for row in its) - micro.seconds(counting.server(r)[stage]))
             for r, its in zip(rounds, rows, strict=True)
         ]  # fmt: skip
         client, server = np.array(left).T
@@ -181,7 +178,7 @@ class Estimate:
 
     def heaviest(self) -> dict[str, tuple[str, float]]:
         """What takes most of each resource, the roster included: what it is, and its fraction."""
-        down = {row[0]: float(row[4]) for row in (self.roster, *self.stages)}
+        down = {row.stage: float(row.client_bytes_down) for row in (self.roster, *self.stages)}
         wall = {f"{stage}, {what}": t for stage, parts in self.wall.items() for what, t in parts.items()}
         memory = {what: size / self.memory_bytes for what, size in self.memory.items()}
         found = {"memory": max(memory.items(), key=lambda part: part[1])}
@@ -249,12 +246,12 @@ def estimate(
     for stage in r.stages:
         mean = max(0.0, micro.seconds(of_client[stage]) + beyond[stage][0])
         its = max(0.0, micro.seconds(of_server[stage]) + beyond[stage][1])
-        rows.append((stage, mean, mean, round(sizes.up[stage]), round(sizes.down[stage]), its))
+        rows.append(Row(stage, mean, mean, round(sizes.up[stage]), round(sizes.down[stage]), its))
     checked = r.n * micro.member
-    roster: Row = ("roster", checked, checked, 0, r.n * (keys.KEY_BYTES + name_bytes), checked)
+    roster = Row("roster", checked, checked, 0, r.n * (keys.KEY_BYTES + name_bytes), checked)
     tree = None
     if leaves > 1:
-        tree = _tree(r, sizes, link, micro, leaves, fanout, sum(row[5] for row in rows))
+        tree = _tree(r, sizes, link, micro, leaves, fanout, sum(row.server_cpu for row in rows))
     work = {
         who: micro.work(
             [{"member": r.n}, *(counts[stage] for stage in r.stages)], sum(b[i] for b in beyond.values())
@@ -318,7 +315,9 @@ def _wall(
     cores: int, leaves: int, tree: Tree | None,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Seconds by stage: down, the client's work, up, a round trip, the server's work, one after the other."""
-    wall = {"roster": {"link down": 8 * roster[4] / link.down, "client": roster[1]}}
+    wall = {
+        "roster": {"link down": 8 * roster.client_bytes_down / link.down, "client": roster.client_cpu_mean}
+    }
     spread = min(cores, -(-r.dim * r.ring.dtype.itemsize // prg.CHUNK_BYTES))  # a core takes whole chunks
     for stage, mean, _, up, down, server in rows:
         there = r.present[stage] / leaves

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -90,6 +90,17 @@ class Cost:
     bytes_down: int = 0
 
 
+class Row(NamedTuple):
+    """What a stage took: CPU seconds, and bytes of the mean client."""
+
+    stage: str
+    client_cpu_mean: float
+    client_cpu_max: float
+    client_bytes_up: int
+    client_bytes_down: int
+    server_cpu: float
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
     """One line of the transcript: what anyone on the network sees."""
@@ -125,8 +136,8 @@ class Simulation:
         """The sum; raises the `Aborted` if there is none."""
         return self.result.sum
 
-    def rows(self) -> list[tuple[str, float, float, int, int, float]]:
-        """By stage: mean and greatest client CPU seconds, mean client bytes up and down, server CPU."""
+    def rows(self) -> list[Row]:
+        """The costs by stage."""
         rows = []
         for stage in STAGES:
             theirs = [c[stage] for name, c in self.costs.items() if name != SERVER and stage in c]
@@ -135,7 +146,7 @@ class Simulation:
             cpu = [c.cpu_seconds for c in theirs]
             server = self.costs[SERVER].get(stage, Cost())
             rows.append(
-                (
+                Row(
                     stage, sum(cpu) / len(cpu), max(cpu), sum(c.bytes_up for c in theirs) // len(theirs),
                     sum(c.bytes_down for c in theirs) // len(theirs), server.cpu_seconds,
                 )
