@@ -108,7 +108,6 @@ class Harary:
     holders = neighbours
 
 
-@lru_cache(maxsize=2)
 def _ring(n: int, seed: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     # Sorting 128-bit keys from a cryptographic stream shuffles uniformly up to ties, whose chance is
     # below n^2 / 2^129.
