@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +26,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from protocols.crowd import Chunk, Crowd, Done, Here, Task, work_frozen
+from protocols.crowd import Chunk, Crowd, Done, Here, Run, work_frozen
 from protocols.machine import Received, StageClosed
 from protocols.session import Session
 from protocols.simulator import STAGES
@@ -131,7 +131,7 @@ class Apart(Here):
         return _ServerThere(self, session) if self.party == "server" else super().server(session, rng)
 
     @contextmanager
-    def running(self, crowd: Crowd) -> Iterator[Callable[[Iterable[Task]], Iterator[Done]]]:
+    def running(self, crowd: Crowd) -> Iterator[Run]:
         """Clients here, except the one that is there; all with the same vector."""
         crowd = _Alike(crowd.session, crowd.seed, None, crowd.resending)
         if self.party != "server":

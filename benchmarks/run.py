@@ -64,15 +64,20 @@ def main() -> None:
         if into is not None:
             write_results(f"{part}.json", found[part], into)
     if into is None:
-        print(page(found))
+        print(page(found, options.edition))
     else:
         draw(found, into / "results")
-        (into / "RESULTS.md").write_text(page(found))
+        (into / "RESULTS.md").write_text(page(found, options.edition))
 
 
-def page(found: dict[str, Any]) -> str:
+def page(found: dict[str, Any], edition: str) -> str:
     """RESULTS.md: a section of each part that was measured."""
     lines = [HEAD]
+    if edition != "full":
+        lines += [
+            f"**This is the {edition} edition**: at its sizes what does not grow with the model prevails.",
+            "",
+        ]
     for part, content in found.items():
         section = importlib.import_module(part).report(content)
         lines += [*section, "", f"Taken on {taken_on(content['machine'])}.", ""]

@@ -156,6 +156,9 @@ Task = tuple[Any, Sequence[Delivery] | None]
 Done = tuple[Any, Any]
 """The chunk afterwards, and the reactions (or the results)."""
 
+Run = Callable[[Iterable[Task]], Iterator[Done]]
+"""What has tasks worked on: as many as it can at a time, but done in their order."""
+
 
 def work(crowd: Crowd, chunk: Any, deliveries: Sequence[Delivery] | None) -> Done:
     """What an engine does with a task, where chunks stay alive."""
@@ -177,22 +180,19 @@ def work_frozen(crowd: Crowd, chunk: Any, deliveries: Sequence[Delivery] | None)
 class Engine(Protocol):
     """Where the parties of a simulation run.
 
-    `chunk(n)` is how many of n clients make a task. `running` prepares for one crowd and gives the map
-    from tasks to what was done, in the same order; tasks are taken from their iterator only as they can
-    be worked on.
+    `running` prepares for one crowd and gives the map from tasks to what was done, in the same order; tasks
+    are taken from their iterator only as they can be worked on.
     """
 
     def server(self, session: Session, rng: Rng) -> ServerMachine:
-        """The server."""
+        """The server of the session, with randomness from `rng`."""
         ...
 
-    def chunk(self, clients: int) -> int:
-        """How many clients make a task."""
+    def clients_a_task(self, clients: int) -> int:
+        """How many of so many clients make a task."""
         ...
 
-    def running(
-        self, crowd: Crowd
-    ) -> AbstractContextManager[Callable[[Iterable[Task]], Iterator[Done]]]:  # fmt: skip
+    def running(self, crowd: Crowd) -> AbstractContextManager[Run]:
         """Ready to work for this crowd."""
         ...
 
@@ -201,15 +201,15 @@ class Here:
     """In this thread, one client after the other."""
 
     def server(self, session: Session, rng: Rng) -> ServerMachine:
-        """An ordinary one."""
+        """The server, its masks expanded on this thread."""
         return session.server(rng=rng)
 
-    def chunk(self, clients: int) -> int:
-        """One."""
+    def clients_a_task(self, clients: int) -> int:
+        """One at a time: the server has its message before the next client begins."""
         return 1
 
     @contextmanager
-    def running(self, crowd: Crowd) -> Iterator[Callable[[Iterable[Task]], Iterator[Done]]]:
+    def running(self, crowd: Crowd) -> Iterator[Run]:
         """Nothing to prepare."""
         yield lambda tasks: (work(crowd, *task) for task in tasks)
 
@@ -230,12 +230,12 @@ class Processes:
         """In this process, its masks expanded on threads."""
         return session.server(rng=rng, expand=threaded(self.workers))
 
-    def chunk(self, clients: int) -> int:
+    def clients_a_task(self, clients: int) -> int:
         """Small enough that every worker has several, and that a chunk's vectors are few."""
         return chunk_size(clients, self.workers)
 
     @contextmanager
-    def running(self, crowd: Crowd) -> Iterator[Callable[[Iterable[Task]], Iterator[Done]]]:
+    def running(self, crowd: Crowd) -> Iterator[Run]:
         """Start the processes; each is told once what is common to all."""
         context = get_context("spawn")  # forking a process that has threads is not safe
         with ProcessPoolExecutor(self.workers, context, _begin, (crowd,)) as pool:

@@ -8,13 +8,13 @@ learning, testing and measuring, never for data that must stay secret from whoev
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from protocols.crowd import Crowd, Delivery, Done, Engine, Here, Reaction, Result, Task, identity
+from protocols.crowd import Crowd, Delivery, Engine, Here, Reaction, Result, Run, identity
 from protocols.errors import Aborted, LocalError
 from protocols.machine import Aggregate, Answered, Received, ServerMachine, StageClosed
 from protocols.session import Session
@@ -225,8 +225,8 @@ def simulate(
     start = time.perf_counter()
     server = engine.server(session, seeded(b"simulate", root, b"server"))
     with engine.running(crowd) as run_tasks:
-        run = _Run(server, _chunks(session.names, engine.chunk(len(names))), run_tasks, schedule, on_event,
-                   [] if transcript else None)  # fmt: skip
+        chunks = _chunks(session.names, engine.clients_a_task(len(names)))
+        run = _Run(server, chunks, run_tasks, schedule, on_event, [] if transcript else None)
         result = run.all()
         clients = run.results()
     seconds = time.perf_counter() - start
@@ -273,7 +273,7 @@ class _Run:
 
     def __init__(
         self, server: ServerMachine, chunks: list[Sequence[str]],
-        run_tasks: Callable[[Iterable[Task]], Iterator[Done]], schedule: dict[str, list[NetworkFault]],
+        run_tasks: Run, schedule: dict[str, list[NetworkFault]],
         on_event: Callable[[str, int, int], None] | None, transcript: list[Sent] | None,
     ) -> None:  # fmt: skip
         self.server, self.schedule = server, schedule

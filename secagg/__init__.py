@@ -47,6 +47,9 @@ _HOMES = {
     "Corrupt": "protocols.simulator",
     "Replay": "protocols.simulator",
     "Processes": "protocols.crowd",
+    "estimate": "protocols.estimate",
+    "Estimate": "protocols.estimate",
+    "Link": "protocols.estimate",
 }
 
 __all__ = sorted(_HOMES)

@@ -5,6 +5,9 @@ from protocols.errors import Fault as Fault
 from protocols.errors import Infeasible as Infeasible
 from protocols.errors import LocalError as LocalError
 from protocols.errors import RemoteError as RemoteError
+from protocols.estimate import Estimate as Estimate
+from protocols.estimate import Link as Link
+from protocols.estimate import estimate as estimate
 from protocols.graph import Parameters as Parameters
 from protocols.graph import parameters as parameters
 from protocols.journal import MemoryJournal as MemoryJournal

@@ -11,14 +11,14 @@ trusted as it is. Ray does not share an environment with Flower, which needs a v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import ray
 
-from protocols.crowd import Crowd, Done, Task, ahead, chunk_size, work_frozen
+from protocols.crowd import Crowd, Done, Run, Task, ahead, chunk_size, work_frozen
 from protocols.errors import LocalError
 from protocols.machine import ServerMachine
 from protocols.session import Session
@@ -49,12 +49,12 @@ class OnRay:
         """In this process, its masks expanded on the cluster."""
         return session.server(rng=rng, expand=self.expand)
 
-    def chunk(self, clients: int) -> int:
+    def clients_a_task(self, clients: int) -> int:
         """How many clients make a task."""
         return chunk_size(clients, self.workers)
 
     @contextmanager
-    def running(self, crowd: Crowd) -> Iterator[Callable[[Iterable[Task]], Iterator[Done]]]:
+    def running(self, crowd: Crowd) -> Iterator[Run]:
         """Put what is common to all tasks into the object store, once."""
         common = ray.put(crowd)
         remote: Any = ray.remote(num_returns=2)(work_frozen)

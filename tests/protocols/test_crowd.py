@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols import crowd as crowds
-from protocols.crowd import Chunk, Crowd, Done, Here, Processes, Task, chunk_size
+from protocols.crowd import Chunk, Crowd, Done, Here, Processes, Run, Task, chunk_size
 from protocols.errors import Aborted, LocalError
 from protocols.machine import Answered
 from protocols.session import Session
@@ -28,11 +28,11 @@ class Frozen(Here):
         self.clients_per_chunk = clients_per_chunk
         self.tasks = 0
 
-    def chunk(self, clients: int) -> int:
+    def clients_a_task(self, clients: int) -> int:
         return self.clients_per_chunk
 
     @contextmanager
-    def running(self, crowd: Crowd) -> Iterator[Callable[[Iterable[Task]], Iterator[Done]]]:
+    def running(self, crowd: Crowd) -> Iterator[Run]:
         common = pickle.dumps(crowd)
 
         def run(tasks: Iterable[Task]) -> Iterator[Done]:
@@ -152,7 +152,7 @@ def test_a_chunk_put_away_holds_no_vector() -> None:
 
     class Watched(Frozen):
         @contextmanager
-        def running(self, crowd: Crowd) -> Iterator[Callable[[Iterable[Task]], Iterator[Done]]]:
+        def running(self, crowd: Crowd) -> Iterator[Run]:
             with super().running(crowd) as run:
 
                 def watched(tasks: Iterable[Task]) -> Iterator[Done]:
