@@ -516,11 +516,25 @@ def _engine(workers: int | None, on_ray: bool) -> Any:
 
     from fedavg.adapters.ray import OnRay
 
+    _check_reachable(os.environ.get("RAY_ADDRESS", ""))
     more: dict[str, Any] = (
         {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}
     )
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **more)
     return OnRay(workers)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself goes on trying for ever."""
+    import socket
+
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # a local one, or one that Ray finds by itself
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"RAY_ADDRESS: there is no cluster at {address}: {error}") from None
 
 
 @cli.command()

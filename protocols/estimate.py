@@ -21,13 +21,22 @@ import math
 import sys
 import time
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protocols import counts as counting
 from protocols.counts import Counts, Layout, Round
 from protocols.errors import Infeasible, LocalError
-from protocols.graph import HONEST_BUT_CURIOUS, SECAGG_PLUS, Parameters, parameters, whole
+from protocols.graph import (
+    HONEST_BUT_CURIOUS,
+    SECAGG_PLUS,
+    Parameters,
+    hypergeometric_quantile,
+    parameters,
+    whole,
+)
 from protocols.micro import Micro, Overhead, operations
 from protocols.session import MAX_DIM, checked_integer
 from protocols.simulator import STAGES, Row, Simulation, simulate
@@ -61,7 +70,7 @@ class Link:
 
 # -------------------------------------------------------------------------------------------- measuring
 
-_TINY = (4, 14, 40)  # clients in the sessions that are run for what the counted operations leave
+_TINY = (4, 16, 48)  # clients in the sessions that are run for what the counted operations leave
 _SECONDS = 0.8
 
 
@@ -99,11 +108,28 @@ def _overhead(micro: Micro, bits: int, signed: bool) -> dict[str, Overhead]:
         client, server = np.array(left).T
         terms = np.array([(1.0, r.n, r.n * r.answered(stage)) for r in rounds])
         speaks = bool(terms[:, 2].any())  # of neighbours
-        each = np.linalg.lstsq(terms[:, : 2 + speaks], server, rcond=None)[0].tolist()
-        peers = terms[:, 2] / terms[:, 1]  # of a client: from the larger two, where chance weighs less
-        slope = max(0.0, float((client[2] - client[1]) / (peers[2] - peers[1]))) if speaks else 0.0
-        overhead[stage] = Overhead(float(client[2] - slope * peers[2]), slope, *each)
+        each = _fit(terms[:, : 2 + speaks], server)
+        peers = np.stack((terms[:, 0], terms[:, 2] / terms[:, 1]), axis=1)
+        overhead[stage] = Overhead(*_fit(peers[:, : 1 + speaks], client), *([] if speaks else [0.0]), *each)
     return overhead
+
+
+def _fit(terms: NDArray[np.float64], seconds: NDArray[np.float64]) -> list[float]:
+    """The best coefficients, of which only the first, which nothing multiplies, may be below zero.
+
+    A slope below zero is chance, and over a large cohort would take away what is real.
+    """
+    found: list[tuple[float, list[float]]] = []
+    slopes = range(1, terms.shape[1])
+    for count in range(len(slopes) + 1):
+        for chosen in combinations(slopes, count):
+            columns = [0, *chosen]
+            solved = np.linalg.lstsq(terms[:, columns], seconds, rcond=None)[0]
+            if (solved[1:] >= 0).all():
+                each = np.zeros(terms.shape[1])
+                each[columns] = solved
+                found.append((float(((terms @ each - seconds) ** 2).sum()), each.tolist()))
+    return min(found)[1]
 
 
 # ------------------------------------------------------------------------------------------- the result
@@ -237,6 +263,10 @@ def estimate(
         checked_integer("name_bytes", name_bytes, 1, 255),
     )
     sizes, link = counting.layout(r), link or Link()
+    if not isinstance(link, Link):
+        raise LocalError(f"link: expected a Link, got {type(link).__name__}")
+    if micro is not None and not isinstance(micro, Micro):
+        raise LocalError(f"micro: expected what measure() gives, got {type(micro).__name__}")
     if micro is None:
         holders = round(r.peers("keys")) + r.own
         micro = measure(r.ring.bits, r.dim, holders, r.parameters.threshold, r.signed)
@@ -282,13 +312,13 @@ def _sizes(
     bound = checked_integer("bound", bound, 2, 1 << 64)
     if type(dropping) not in (int, float) or not 0 <= dropping < 1:
         raise LocalError(f"dropping: expected a fraction from 0 to below 1, got {dropping!r}")
-    found = parameters(n, corrupted, dropout, protocol, threat_model)
     bits = (n * (bound - 1)).bit_length()
     if bits > 64:
         raise Infeasible(
             f"bound {bound} for {n} clients needs {bits} bits, so that no sum can wrap; 64 are available: "
             "lower the bound or split the cohort"
         )
+    found = parameters(n, corrupted, dropout, protocol, threat_model)
     stages = [stage for stage in STAGES if found.quorum or stage != "signatures"]
     if at not in stages:
         raise LocalError(f"at: expected one of {', '.join(stages)} in the {threat_model} model; got {at!r}")
@@ -299,7 +329,7 @@ def _sizes(
     few = (
         (present["masked"], found.min_included, "clients are in the sum"),
         (present["signatures"], found.quorum, "clients sign for the sum"),
-        (math.floor(r.peers("reveals") + r.own + 1e-9), found.threshold, "holders of a secret are left"),
+        (_fewest_holders(r), found.threshold, "holders of a secret are left"),
     )
     for left, least, what in few:
         if left < least:
@@ -310,22 +340,36 @@ def _sizes(
     return r
 
 
+def _fewest_holders(r: Round) -> int:
+    """How many holders of a secret are left, of the dealer whom chance leaves fewest."""
+    left = r.present["reveals"]
+    if r.own or left < 2:
+        return left
+    # With even odds or better, all n dealers have more than this (a union bound).
+    return hypergeometric_quantile(r.n - 1, left - 1, r.parameters.degree, 0.5 / r.n)
+
+
 def _wall(
     r: Round, rows: list[Row], roster: Row, link: Link, micro: Micro, of_server: dict[str, Counts],
     cores: int, leaves: int, tree: Tree | None,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Seconds by stage: down, the client's work, up, a round trip, the server's work, one after the other."""
-    wall = {
-        "roster": {"link down": 8 * roster.client_bytes_down / link.down, "client": roster.client_cpu_mean}
-    }
+
+    def crossing(way: str, size: float, speed: float, clients: float) -> tuple[str, float]:
+        """What is waited for: the client's line, or the server's, which all share."""
+        own, shared = 8 * size / speed, 8 * size * clients / link.server
+        return (f"link {way}", own) if own >= shared else (f"server's link, {way}", shared)
+
+    roster_down = crossing("down", roster.client_bytes_down, link.down, r.n / leaves)
+    wall = {"roster": {**dict([roster_down]), "client": roster.client_cpu_mean}}
     spread = min(cores, -(-r.dim * r.ring.dtype.itemsize // prg.CHUNK_BYTES))  # a core takes whole chunks
     for stage, mean, _, up, down, server in rows:
         there = r.present[stage] / leaves
         masks = micro.stream_byte * of_server[stage].get("stream_byte", 0.0)
         wall[stage] = {
-            "link down": max(8 * down / link.down, 8 * down * there / link.server),
+            **dict([crossing("down", down, link.down, there)]),
             "client": mean,
-            "link up": max(8 * up / link.up, 8 * up * there / link.server),
+            **dict([crossing("up", up, link.up, there)]),
             "latency": link.latency,
             "server": server - masks * (1 - 1 / (1 + CORE_EFFICIENCY * (spread - 1))),
         }

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import ceil, exp, floor, inf, lgamma, log, sqrt
 from typing import Protocol
 
@@ -118,7 +117,6 @@ def _ring(n: int, seed: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return order, place
 
 
-@lru_cache(maxsize=2)
 def graph(n: int, degree: int, seed: bytes) -> Graph:
     """The graph of a cohort of n: complete if the degree is n - 1, else Harary from `seed`."""
     return Complete(n) if degree == n - 1 else Harary(n, degree, seed)
@@ -171,7 +169,7 @@ def _log_hypergeometric(total: int, marked: int, sampled: int, x: int) -> float:
     )  # fmt: skip
 
 
-def _below(total: int, marked: int, sampled: int, probability: float) -> int:
+def hypergeometric_quantile(total: int, marked: int, sampled: int, probability: float) -> int:
     """The smallest x with P[X <= x] >= probability."""
     rest = total - marked - sampled
     least = max(0, -rest)
@@ -193,7 +191,7 @@ def _below(total: int, marked: int, sampled: int, probability: float) -> int:
 
 def _above(total: int, marked: int, sampled: int, probability: float) -> int:
     """The smallest x with P[X > x] < probability, through the unmarked ones: no cancellation."""
-    return sampled - _below(total, total - marked, sampled, probability)
+    return sampled - hypergeometric_quantile(total, total - marked, sampled, probability)
 
 
 def _log_disconnected(n: int, degree: int, bad: int) -> float:
@@ -218,7 +216,7 @@ def _thresholds(
     # (a) corrupted neighbours stay below the threshold, at each of so many places on the ring,
     # (b) surviving ones reach it, for all clients.
     most_corrupted = _above(n, corrupted, degree, secure / places)
-    fewest_surviving = _below(n, surviving, degree, 2.0**-eta / n)
+    fewest_surviving = hypergeometric_quantile(n, surviving, degree, 2.0**-eta / n)
     if semi_malicious:
         # Each honest neighbour answers once, so both secrets of one client cost 2t shares of which the
         # corrupted ones give two each and the others one: 2t must exceed degree + corrupted.

@@ -225,7 +225,10 @@ class _Machine(Generic[R]):
             plain = self._journal.state(self._id)
         if plain is None:
             raise LocalError("journal: it keeps no state of this party in this session")
-        self._load(plain)
+        try:
+            self._load(plain)
+        except (msgspec.ValidationError, msgspec.DecodeError):
+            raise LocalError("snapshot: of another version of this library") from None
         last = self._journal.last_step(self._id)
         if self._step != last:
             raise LocalError(

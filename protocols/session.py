@@ -145,6 +145,7 @@ class Session:
                 f"{min(bits, 64)} are available: lower the bound or split the cohort"
             )
         self.ring = Ring(bits)
+        self._graph: tuple[bytes, Graph] | None = None  # the last one: a server asks again and again
 
     @property
     def signed(self) -> bool:
@@ -184,7 +185,9 @@ class Session:
 
     def graph(self, seed: bytes) -> Graph:
         """The cohort's graph; `seed` (public, 32 bytes) matters only where it is sparse."""
-        return graph(len(self.names), self.parameters.degree, seed)
+        if self._graph is None or self._graph[0] != seed:
+            self._graph = (seed, graph(len(self.names), self.parameters.degree, seed))
+        return self._graph[1]
 
     @property
     def max_envelope_bytes(self) -> int:
@@ -218,6 +221,7 @@ class Session:
 
         `expand` takes the masks out of the sum: on this thread, or on several: `secagg.threaded(2)`.
         """
+        _check_expand(expand)
         machine: ServerMachine = self._home().server(self, rng, journal, expand)
         return machine
 
@@ -231,6 +235,7 @@ class Session:
         answer" hold across sessions and restarts. Raises `LocalError` if the identity is not the
         roster's, the session is below `policy`, or the journal says the round was answered.
         """
+        _check_expand(expand)
         machine: ClientMachine = self._home().client(
             self, name, identity, policy or Policy(), rng, journal, expand
         )
@@ -241,6 +246,7 @@ class Session:
         expand: Expand = accumulate,
     ) -> ServerMachine:  # fmt: skip
         """The server as it was: from `snapshot` and its key, or from the state that the journal keeps."""
+        _check_expand(expand)
         machine: ServerMachine = self._home().server(self, system, journal, expand, (snapshot, key))
         return machine
 
@@ -255,6 +261,7 @@ class Session:
         state, if it is of another session or client, does not open under `key`, or is older than its
         journal (an old state would use a mask twice).
         """
+        _check_expand(expand)
         made: Callable[..., ClientMachine] = self._home().client
         return made(self, name, identity, policy or Policy(), system, journal, expand, (snapshot, key))
 
@@ -268,6 +275,12 @@ class Session:
             f"t={p.threshold}, dim={self.dim}, bits={self.ring.bits}, round={self.round}, "
             f"{self.hash.hex()[:16]}…)"
         )
+
+
+def _check_expand(expand: object) -> None:
+    """At once, not in the last stage, when every client has spent its update."""
+    if not callable(expand):
+        raise LocalError(f"expand: expected a function such as threaded(2), got {expand!r}")
 
 
 def hash_model(*arrays: Any) -> bytes:

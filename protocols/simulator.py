@@ -18,7 +18,7 @@ from protocols.crowd import Crowd, Delivery, Engine, Here, Reaction, Result, Run
 from protocols.errors import Aborted, LocalError
 from protocols.machine import Aggregate, Answered, Received, ServerMachine, StageClosed
 from protocols.session import Session
-from protocols.wire import SERVER, Envelope
+from protocols.wire import SERVER, Envelope, check_name
 from secagg.randomness import seeded
 from secagg.ring import Vector
 
@@ -204,15 +204,22 @@ def simulate(
     The server takes in each message as it comes, so what is held at once is its one sum, the machines'
     states, and the vectors of the clients that are at work.
     """
+    if isinstance(vectors, np.integer):
+        vectors = int(vectors)
     if isinstance(vectors, int):
         if isinstance(vectors, bool) or vectors < 1 or dim is None:
             raise LocalError("vectors: a number of clients needs to be positive and to come with dim")
         width = len(str(vectors - 1))
         names = [f"client-{i:0{width}}" for i in range(vectors)]
+    elif not isinstance(vectors, Mapping):
+        raise LocalError(f"vectors: expected names and vectors, or a number, got {type(vectors).__name__}")
     else:
+        vectors = dict(vectors)  # any mapping will do, and not all can be sent to another process
         names = list(vectors)
         dim = len(next(iter(vectors.values()), ())) if dim is None else dim
     call = _call(vectors, bound, dim, drop, faults, seed, agreed)
+    for name in names:
+        check_name(name)
     root = repr(seed).encode()
     session = Session({name: identity(root, name).public for name in names}, dim, bound, **agreed)
     schedule = _schedule(session, drop, faults)
@@ -221,7 +228,9 @@ def simulate(
             session.vector(vector)
     resending = any(isinstance(f, Duplicate) for theirs in schedule.values() for f in theirs)
     crowd = Crowd(session, root, None if isinstance(vectors, int) else vectors, resending)
-    engine = engine or Here()
+    engine = Here() if engine is None else engine
+    if isinstance(engine, type) or not hasattr(engine, "clients_a_task"):
+        raise LocalError(f"engine: expected an engine such as Processes(2), got {engine!r}")
     start = time.perf_counter()
     server = engine.server(session, seeded(b"simulate", root, b"server"))
     with engine.running(crowd) as run_tasks:
@@ -280,6 +289,7 @@ class _Run:
         self.run_tasks = run_tasks
         self.chunks: list[Any] = list(chunks)
         self.home = {name: i for i, names in enumerate(chunks) for name in names}
+        self.place = {name: i for i, name in enumerate(self.home)}
         self.on_event, self.transcript = on_event, transcript
         self.costs: dict[str, dict[str, Cost]] = {SERVER: {}, **{name: {} for name in self.home}}
         self.gone: set[str] = set()
@@ -350,7 +360,8 @@ class _Run:
     def _work(self, deliveries: list[Delivery]) -> Iterator[Reaction]:
         """Have the chunks worked on; each chunk's state is what came back of it."""
         inboxes: dict[int, list[Delivery]] = {}
-        for name, envelope in deliveries:
+        # In the order of the roster, so that the server is told in the same order whatever the chunks.
+        for name, envelope in sorted(deliveries, key=lambda delivery: self.place[delivery[0]]):
             inboxes.setdefault(self.home[name], []).append((name, envelope))
         busy = list(inboxes)
         tasks = ((self.chunks[i], inboxes.pop(i)) for i in busy)

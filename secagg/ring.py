@@ -62,7 +62,7 @@ class Ring:
             return np.ascontiguousarray(vector, self.dtype).data.cast("B")
         size, groups = self.packed_size(vector.size), -(-vector.size // _GROUP)
         if vector.size % _GROUP:
-            vector = np.concatenate((vector, self.zeros(-vector.size % _GROUP)))
+            vector = np.concatenate((np.asarray(vector, self.dtype), self.zeros(-vector.size % _GROUP)))
         by_group = vector.reshape(-1, _GROUP)
         out = np.zeros(groups * self.bits + _SLACK, np.uint8)
         for first in range(0, groups, _GROUPS):

@@ -34,7 +34,7 @@ def test_python_blocks_run(
 
 
 def test_commands_run(readme: ModuleType, tmp_path: Path) -> None:
-    assert readme.run_commands(README, tmp_path, ROOT) == 6
+    assert readme.run_commands(README, tmp_path, ROOT) == 7
 
 
 def test_a_broken_block_would_fail(readme: ModuleType) -> None:

@@ -1,6 +1,7 @@
 """`secagg simulate --estimate`: what it prints, one clear line for what cannot be. No seconds are judged."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,9 @@ def test_links_and_cores_are_in_the_units_they_say(measured: list[Any]) -> None:
     assert found["wall"]["masked"]["link down"] == pytest.approx(8 * stage["client_bytes_down"] / 4e6)
     assert {parts.get("latency") for parts in found["wall"].values()} == {None, 0.3}
     narrow = estimated(*words, "--server-link", 1)
-    assert narrow["wall"]["masked"]["link up"] == pytest.approx(8 * 10 * stage["client_bytes_up"] / 1e6)
+    assert narrow["wall"]["masked"]["server's link, up"] == pytest.approx(
+        8 * 10 * stage["client_bytes_up"] / 1e6
+    )
     assert found["wall"]["reveals"]["server"] < narrow["wall"]["reveals"]["server"], "two cores"
 
 
@@ -172,3 +175,17 @@ def test_help_tells_the_defaults() -> None:
     for option in ("--estimate", "--link-up", "--link-down", "--latency", "--server-link", "--cores"):
         assert option in output
     assert "each way, in Mbit/s. [default: 1000]" in " ".join(output.split())
+
+
+def test_a_cluster_that_is_not_there_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedavg.cli import _check_reachable
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        for address in (f"127.0.0.1:{free.getsockname()[1]}", f"ray://127.0.0.1:{free.getsockname()[1]}"):
+            with pytest.raises(ValueError, match="RAY_ADDRESS: there is no cluster at"):
+                _check_reachable(address)
+        free.listen()
+        _check_reachable(f"127.0.0.1:{free.getsockname()[1]}")
+    for found_by_ray in ("", "auto", "local"):
+        _check_reachable(found_by_ray)

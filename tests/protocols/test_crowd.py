@@ -6,6 +6,7 @@ import os
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ def same(a: Simulation, b: Simulation) -> None:
     else:
         assert a.sum.tolist() == b.sum.tolist()
         assert (a.result.included, a.result.dropped) == (b.result.included, b.result.dropped)
+    assert a.result.faults == b.result.faults
     assert {n: repr(c) for n, c in a.clients.items()} == {n: repr(c) for n, c in b.clients.items()}
     for party, stages in a.costs.items():
         for stage, cost in stages.items():
@@ -83,8 +85,9 @@ def test_chunks_that_are_put_away_come_to_the_same(
         "faults": {names[i]: theirs for i, theirs in stricken.items()},
     }  # fmt: skip
     vectors = {name: np.arange(9) + i for i, name in enumerate(names)} if given_vectors else 7
-    # One chunk of all: with several, messages reach the server in another order, chunk by chunk.
-    same(simulate(vectors, **run), simulate(vectors, **run, engine=Frozen(7)))
+    here = simulate(vectors, **run)
+    for size in (7, 3):
+        same(here, simulate(vectors, **run, engine=Frozen(size)))
 
 
 def test_chunks_of_any_size_give_the_same_sum() -> None:
@@ -119,8 +122,8 @@ def test_a_caller_s_mistake_in_a_worker_is_raised_here() -> None:
         simulate({"a": [1], "b": [2], "c": [10]}, bound=10, engine=Processes(1))
 
 
-class Fatal(dict):
-    """A vector for everybody; whoever is given it in another process ends there."""
+class Fatal(list):
+    """A vector; whoever unpacks it in another process ends there."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _end, ()
@@ -131,7 +134,7 @@ def _end() -> None:
 
 
 def test_a_process_that_ends_is_told_of_in_a_line() -> None:
-    vectors = Fatal({"a": [1], "b": [2], "c": [3]})
+    vectors = {"a": Fatal([1]), "b": [2], "c": [3]}
     with pytest.raises(LocalError, match="workers: a process ended by itself"):
         simulate(vectors, bound=10, engine=Processes(1))
 
@@ -209,3 +212,21 @@ def test_a_crowd_shows_no_secret() -> None:
     text = repr(Crowd(session, b"SECRET", {"a": [77]}, False))
     assert "SECRET" not in text
     assert "77" not in text
+
+
+@pytest.mark.parametrize("engine", [2, Processes, "processes"])
+def test_what_is_no_engine_is_refused(engine: Any) -> None:
+    with pytest.raises(LocalError, match="engine: expected an engine"):
+        simulate(3, dim=2, bound=4, engine=engine)
+
+
+def test_what_is_no_cohort_is_refused() -> None:
+    for wrong in ("abc", [1, 2], {1: [1], 2: [2], 3: [3]}):
+        with pytest.raises(LocalError):
+            simulate(wrong, bound=4)  # type: ignore[arg-type]
+    assert len(simulate(np.int64(3), dim=2, bound=4).result.included) == 3  # type: ignore[arg-type]
+
+
+def test_any_mapping_of_vectors_reaches_another_process() -> None:
+    vectors = MappingProxyType({"a": [1], "b": [2], "c": [3]})
+    assert simulate(vectors, bound=10, engine=Processes(1)).sum.tolist() == [6]

@@ -314,7 +314,7 @@ def test_links_count_at_both_ends() -> None:
     assert slow.wall["masked"]["link down"] == pytest.approx(8 * rows["masked"][4] / 2e3)
     assert all(parts["latency"] == 7.0 for stage, parts in slow.wall.items() if stage != "roster")
     narrow = predict(10, 1000, link=Link(up=1e12, down=1e12, server=1e3))
-    assert narrow.wall["masked"]["link up"] == pytest.approx(8 * 10 * rows["masked"][3] / 1e3)
+    assert narrow.wall["masked"]["server's link, up"] == pytest.approx(8 * 10 * rows["masked"][3] / 1e3)
     assert slow.seconds == pytest.approx(sum(sum(slow.wall[row[0]].values()) for row in slow.rows()))
 
 

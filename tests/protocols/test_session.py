@@ -431,3 +431,15 @@ def test_threads_and_one_thread_come_to_the_same_sum(threat_model, monkeypatch):
         up = [e for m in down for e in clients[m.to].handle(Received(m))]
     assert server.result.included == ("a", "b", "d", "e", "f")
     assert np.array_equal(server.result.sum, np.arange(dim) % 100 * 5)
+
+
+@pytest.mark.parametrize("expand", [2, None, "threaded"])
+def test_what_cannot_expand_masks_is_refused_at_once(expand):
+    identity = Identity.generate()
+    made = Session(
+        {n: Identity.generate().public for n in "ab"} | {"c": identity.public}, 3, 100, corrupted=0.0
+    )
+    with pytest.raises(LocalError, match="expand: expected a function"):
+        made.server(expand=expand)
+    with pytest.raises(LocalError, match="expand: expected a function"):
+        made.client("c", identity, expand=expand)

@@ -196,3 +196,9 @@ def test_reduce_changes_the_vector_in_place(case: tuple[Ring, list[int]]) -> Non
     before = vector.tolist()
     ring.reduce(vector)
     assert vector.tolist() == [v % 2**ring.bits for v in before]
+
+
+@pytest.mark.parametrize("dim", [3, 8, 9])
+def test_integers_of_another_dtype_are_packed_exactly(dim: int) -> None:
+    values = [2**60 + 1, 2, 3, 4, 5, 6, 7, 8, 9][:dim]
+    assert bytes(Ring(61).pack(np.array(values, np.int64))) == pack_slowly(values, 61)
