@@ -575,12 +575,12 @@ def cases(full: bool) -> list[Case]:
     dim, client, server = (1_000_000, (9, 9), (3, 2)) if full else (1000, (2, 1), (2, 1))
     sparse, complete = ((100, 31), (100, 100)) if full else ((50, 21), (20, 20))
     return [
-        Case("client", *sparse, dim, 0.0, 1 / 6, client),
-        Case("client", *complete, dim, 0.0, 1 / 15, client),
-        Case("server", *sparse, dim, DROPOUT, 1 / 25, server),
-        Case("server", *complete, dim, DROPOUT, 1 / 60, server),
+        Case("client", *sparse, dim, 0.0, 1 / 6 if full else None, client),
+        Case("client", *complete, dim, 0.0, 1 / 15 if full else None, client),
+        Case("server", *sparse, dim, DROPOUT, 1 / 25 if full else None, server),
+        Case("server", *complete, dim, DROPOUT, 1 / 60 if full else None, server),
         Case("server", *sparse, dim, 0.0, None, server),
-        Case("server", *complete, dim, 0.0, 1 / 300, server),
+        Case("server", *complete, dim, 0.0, 1 / 300 if full else None, server),
     ]
 
 
@@ -624,7 +624,7 @@ def report(content: dict[str, Any]) -> list[str]:
         lines.append(
             f"| {settings(row)} | {min(ours):.4f} | {statistics.median(ours):.4f} "
             f"| {min(theirs):.3f} | {statistics.median(theirs):.3f} "
-            f"| **1/{1 / row['ratio']:.1f}** | {f'1/{1 / target:.0f}' if target else ''} |"
+            f"| **1/{1 / row['ratio']:.1f}** | {_limit(row['ratio'], target)} |"
         )
     lines += [
         "",
@@ -638,9 +638,10 @@ def report(content: dict[str, Any]) -> list[str]:
     ]
     for row in rows:
         (mine, its), (low, high) = row["bytes_up"], row["peak"]
+        more = f"1/{high / low:.1f}" if low < high else f"{low / high:.1f}"
         lines.append(
             f"| {settings(row)} | {mine:,} | {its:,} | **1/{its / mine:.2f}** "
-            f"| {low / 1e6:.1f} | {high / 1e6:.1f} | **1/{high / low:.1f}** |"
+            f"| {low / 1e6:.1f} | {high / 1e6:.1f} | **{more}** |"
         )
     lines += [
         "",
@@ -673,6 +674,11 @@ Said of Flower is what the code of the version above does, as read and tried.
   and a secret is opened with all shares that came rather than with t. Vectors are sent in b bits an entry
   here, and in 64 there.
 """
+
+
+def _limit(ratio: float, target: float | None) -> str:
+    """The figure to stay below, and whether it was not."""
+    return "" if target is None else f"1/{1 / target:.0f}" + (" (missed)" if ratio > target else "")
 
 
 def settings(row: dict[str, Any]) -> str:

@@ -36,6 +36,7 @@ def _figure(panels: int, width: float, height: float) -> Any:
 def _growth(points: list[dict[str, Any]], sweep: str, label: str, path: Path) -> None:
     """CPU of a client and of the server, and a client's bytes, each with its line."""
     from growth import line, series
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = _figure(3, 12.0, 4.0)
     field = {"clients": "n", "entries": "dim", "dropout": "dropout"}[sweep]
@@ -52,6 +53,8 @@ def _growth(points: list[dict[str, Any]], sweep: str, label: str, path: Path) ->
         if sweep != "dropout":
             panel.set_xscale("log")
         panel.set_yscale("log")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_minor_formatter(NullFormatter())
         panel.set_xlabel(label)
         panel.set_title(title, loc="left", fontsize=10)
     axes[0].plot([], [], color="#444444", lw=0.8, ls=":", label="asymptotic line")
@@ -78,14 +81,19 @@ def _summary(found: dict[str, Any], path: Path) -> None:
         ]
         panel = by_part["limit"]
         bars = panel.barh(names[::-1], [r["ratio"] for r in rows][::-1], color=_BARS[0], height=0.6)
-        panel.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
-        panel.axvline(1.0, color="#444444", lw=1.2, ls=":")
+        panel.bar_label(bars, fmt="%.2f", label_type="center", color="white", fontsize=9)
+        panel.axvline(1.0, color="#444444", lw=1.2, ls=":", label="the cipher alone")
+        places = range(len(rows))
+        panel.plot([r["at_most"] for r in rows][::-1], places, "|", color="#b2182b", ms=16, mew=2,
+                   label="not above")  # fmt: skip
+        panel.set_xlim(0, 1.5 * max(r["at_most"] for r in rows))
+        panel.legend(frameon=False, fontsize=8, loc="upper right")
         panel.set_xlabel("CPU time, in units of the raw AES-128-CTR keystreams")
         panel.set_title(f"to the limit: {rows[0]['dim']:,} entries of 32 bits", loc="left", fontsize=10)
     if "peers" in by_part:
         rows = found["peers"]["rows"]
         names = [
-            f"{c['what']}, k = {c['shares'] - 1}"
+            f"{c['what']}, n = {c['n']}, k = {c['shares'] - 1}"
             + (f", {c['dropout']:.0%} dropout" if c["what"] == "server" else "")
             for c in (r["case"] for r in rows)
         ]
@@ -100,9 +108,10 @@ def _summary(found: dict[str, Any], path: Path) -> None:
         panel.set_yticks(list(places), names[::-1])
         panel.set_xscale("log")
         panel.set_xlabel("CPU seconds")
-        panel.legend(frameon=False, fontsize=8, loc="lower right")
+        panel.legend(frameon=False, fontsize=8, loc="upper right")
+        panel.set_xlim(right=5 * max(min(r["theirs"]) for r in rows))
         panel.set_title(
-            f"to a peer: n = {rows[0]['case']['n']}, {rows[0]['case']['dim']:,} entries, one party",
+            f"to a peer: {rows[0]['case']['dim']:,} entries",
             loc="left",
             fontsize=10,
         )

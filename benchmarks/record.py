@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass, field
@@ -65,6 +66,7 @@ ROW_HEAD = [
 def row_line(r: dict[str, Any]) -> str:
     """A `Row.as_json` as a line of the table."""
     limit = "" if r["at_most"] is None else f"{r['at_most']:g}"
+    limit += " (missed)" if limit and r["ratio"] > r["at_most"] else ""
     peak = "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 2**20:.0f}"
     return (
         f"| {r['work']} | {r['n']:,} | {r['k']} | {r['t']} | {r['b']} | {r['dim']:,} | {r['dropout']:.0%} "
@@ -74,7 +76,7 @@ def row_line(r: dict[str, Any]) -> str:
 
 
 def machine(*packages: str) -> dict[str, str]:
-    """The processor, the versions of Python and of these packages, the commit."""
+    """The processor, cores and memory, the versions of Python and of these packages, the commit."""
     cpu = next(
         (x.split(":")[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), "unknown"
     )
@@ -82,7 +84,9 @@ def machine(*packages: str) -> dict[str, str]:
         ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True
     ).stdout.strip()
     versions = {p: found for p in packages if (found := _version(p)) is not None}
-    return {"cpu": cpu, "python": platform.python_version(), "commit": commit or "unknown", **versions}
+    room = next((x.split()[1] for x in _lines("/proc/meminfo") if x.startswith("MemTotal")), "0")
+    where = f"{cpu}, {os.cpu_count()} cores, {int(room) >> 20} GiB, {platform.system()}"
+    return {"cpu": where, "python": platform.python_version(), "commit": commit or "unknown", **versions}
 
 
 def _version(package: str) -> str | None:

@@ -26,7 +26,7 @@ PARTS = ("limit", "peers", "model", "growth")
 HEAD = """\
 # What secure aggregation costs here
 
-Every figure is a ratio taken in one run, on one machine, in turn: to the raw cipher, to a peer, or to the
+Every ratio is taken in one run, on one machine, in turn: to the raw cipher, to a peer, or to the
 protocol's own asymptotic line. Every row states the cohort n, a client's neighbours k, the threshold t, the
 ring's bits b, the entries of a vector, the fraction that drops out, the threat model and the noise.
 `benchmarks/run.py` makes this page; FLOWER.md beside it is about whole rounds of Flower.
@@ -59,7 +59,7 @@ def main() -> None:
                 found[part] = json.loads(kept.read_text())
             continue
         start = perf_counter()
-        found[part] = importlib.import_module(part).measure(options.edition)
+        found[part] = importlib.import_module(part).measure(options.edition) | {"edition": options.edition}
         print(f"{part}: {perf_counter() - start:.0f} s", flush=True)
         if into is not None:
             write_results(f"{part}.json", found[part], into)
@@ -80,7 +80,7 @@ def page(found: dict[str, Any], edition: str) -> str:
         ]
     for part, content in found.items():
         section = importlib.import_module(part).report(content)
-        lines += [*section, "", f"Taken on {taken_on(content['machine'])}.", ""]
+        lines += [*section, "", f"Taken on {taken_on(content['machine'])}; {content['edition']} edition.", ""]
     return "\n".join(lines)
 
 
