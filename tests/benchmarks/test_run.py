@@ -31,7 +31,7 @@ STATED = {"n", "k", "t", "b", "dim", "dropout", "threat_model", "noise"}
 
 def test_to_the_limit(tmp_path: Path) -> None:
     found, lines = tiny("limit", tmp_path)
-    rows = [*found["parties"], found["published"], *found["memory"]]
+    rows = [*found["parties"], found["many_lost"], *found["memory"]]
     for row in rows:
         assert row.keys() >= STATED
         assert row["ratio"] == min(row["ours"]) / min(row["unit"])

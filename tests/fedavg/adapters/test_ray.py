@@ -18,7 +18,7 @@ from secagg.ring import Ring
 
 ray = pytest.importorskip("ray")
 OnRay: Any = pytest.importorskip("fedavg.adapters.ray").OnRay
-pytestmark = pytest.mark.filterwarnings("default")  # Ray's own, about the machine it runs on
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of files and processes it leaves open
 
 
 def test_without_a_cluster_it_says_what_to_call() -> None:
