@@ -69,11 +69,11 @@ class Row:
 
 def grid(edition: Edition) -> Iterator[dict[str, Any]]:
     """The sessions to run."""
-    cohorts: tuple[int, ...] = (10, 60)
-    dims: tuple[int, ...] = (1000,)
-    fractions: tuple[float, ...] = (0.1,)
-    if edition == "full":
-        cohorts, dims, fractions = (10, 100, 400), (10**3, 10**5, 10**6), (0.0, 0.3)
+    cohorts, dims, fractions = {
+        "tiny": ((10, 60), (1000,), (0.1,)),
+        "small": ((10, 100), (10**3, 10**5), (0.0, 0.3)),
+        "full": ((10, 100, 400), (10**3, 10**5, 10**6), (0.0, 0.3)),
+    }[edition]
     for n, dim, (protocol, model), dropping in product(cohorts, dims, KINDS, fractions):
         if protocol == "secagg+" and n < COMPLETE_BELOW:
             continue  # the complete graph again
@@ -124,7 +124,7 @@ def compare(repeats: int, enough: float, *, n: int, dim: int, dropping: float, *
 
 def measure(edition: Edition) -> dict[str, Any]:
     """The grid."""
-    rows = [compare(*((2, 1.0) if edition == "full" else (1, 0.2)), **kind) for kind in grid(edition)]
+    rows = [compare(*((1, 0.2) if edition == "tiny" else (2, 1.0)), **kind) for kind in grid(edition)]
     where = machine("secagg", "numpy", "cryptography", "pynacl", "msgspec")
     return {"machine": where, "rows": [asdict(r) | {"within": r.within} for r in rows]}
 
