@@ -412,7 +412,7 @@ def _memory(r: Round, sizes: Layout, leaves: int, name_bytes: int) -> dict[str, 
     speaks, down, sparse = r.peers("shares") + r.own, sizes.down, 1 - r.own
     kept = dealt * (3 * _ENTRY + 2 * keys.KEY_BYTES + sizes.up["shares"] * r.signed)  # for the commitments
     held = {
-        "sum": 2.0 * r.dim * r.ring.dtype.itemsize,  # the last stage works on a copy
+        "sum": 2.0 * r.dim * r.ring.dtype.itemsize,  # the last stage makes a new one
         "roster": r.n * (3 * _ENTRY + name_bytes + keys.KEY_BYTES),
         # Each place as an integer, in a ring and back, and each neighbourhood as references to those.
         "graph": r.n * (8 + _INTEGER + 16 * sparse) + sparse * keyed * (_ENTRY + 8 * r.parameters.degree),

@@ -180,13 +180,9 @@ def _vectors(ring: Ring, size: int) -> dict[str, float]:
         values = np.frombuffer(rng(8 * size), "<u8") % np.uint64(2)
         start = time.process_time()
         vector = session.vector(values)
-        masked = vector.copy()
-        ring.reduce(masked)
-        ring.pack(masked)
+        ring.reduce(vector)
+        ring.pack(vector)
         return time.process_time() - start
-
-    def finish() -> None:
-        ring.reduce(total.copy())
 
     opened = least(lambda _: prg.accumulate(ring, one, seeds)) / few
     expanded = least(lambda _: prg.accumulate(ring, total, seeds), 3) / few
@@ -196,7 +192,7 @@ def _vectors(ring: Ring, size: int) -> dict[str, float]:
         "stream_byte": max(0.0, expanded - opened) / (size * ring.dtype.itemsize),
         "add": add,
         "add_entry": max(0.0, least(lambda _: ring.add_packed(total, frame)) - add) / size,
-        "sum_entry": least(lambda _: finish(), 3) / size,
+        "sum_entry": least(lambda _: ring.reduce(total), 3) / size,
         "pack": pack,
         "own_entry": max(0.0, min(own() for _ in range(8)) - pack) / size,
     }
