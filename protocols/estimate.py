@@ -2,8 +2,8 @@
 
 How often a party does what follows from the sizes of the round (`protocols.counts`), and so do the bytes.
 What an operation takes is measured (`protocols.micro`). What remains, the interpreter's work on messages, is
-what three tiny real sessions took beyond their counted operations: three equations for each stage, for what
-is done once, for each message, and for each neighbour in it.
+what tiny real sessions of three sizes took beyond their counted operations: three equations for each stage,
+for what is done once, for each message, and for each neighbour in it.
 
 Not in it: clients slower than this machine, the kernel's work on sending, a journal on disk, training, and
 how long a driver waits for those that are gone. A client draws the graph by itself here, while a simulation,
@@ -20,7 +20,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import combinations
 
 import numpy as np
@@ -77,59 +78,69 @@ _SECONDS = 0.8
 def measure(
     bits: int = 32, dim: int = 1 << 18, holders: int = 64, threshold: int = 33, signed: bool = False
 ) -> Micro:
-    """Time every operation on this machine, on one thread, in about two seconds.
+    """Time every operation on this machine, on one thread, in two to three seconds.
 
     Vectors have `dim` entries of `bits` bits; a secret is shared among `holders`, of whom `threshold` recover
     it; the tiny sessions are `signed`, as in all threat models but honest-but-curious, or not.
     """
-    found = operations(bits, dim, holders, threshold, signed)
-    return replace(found, overhead=_overhead(found, bits, signed))
+    before = operations(bits, dim, holders, threshold, signed)
+    runs = _tiny_sessions(bits, signed)
+    after = operations(bits, dim, holders, threshold, signed)  # what disturbs for a while is seldom in both
+    names = [f.name for f in fields(Micro) if f.name != "overhead"]
+    micro = Micro(**{name: min(getattr(before, name), getattr(after, name)) for name in names})
+    return replace(micro, overhead=_overhead(micro, runs))
 
 
-def _overhead(micro: Micro, bits: int, signed: bool) -> dict[str, Overhead]:
-    """What remains of real sessions; below zero where an operation takes less there than it did alone."""
+def _tiny_sessions(bits: int, signed: bool) -> dict[int, list[Simulation]]:
     model, start = "malicious" if signed else HONEST_BUT_CURIOUS, time.process_time()
     runs: dict[int, list[Simulation]] = {n: [] for n in _TINY}
     while len(runs[_TINY[0]]) < 3 or time.process_time() - start < _SECONDS:
         for n, done in runs.items():  # in turn, so that what disturbs the machine for a while disturbs all
             done.append(simulate(n, dim=16, bound=2, bits=bits, threat_model=model))
-    rounds = [
-        Round(n, 16, done[0].session.ring, done[0].session.parameters, dict.fromkeys(STAGES, n))
-        for n, done in runs.items()
-    ]
-    overhead = {}
-    for i, stage in enumerate(rounds[0].stages):
-        rows = [[run.rows()[i] for run in done] for done in runs.values()]
-        left = [
-            (min(row.client_cpu_mean for row in its) - micro.seconds(counting.client(r)[stage]),
-             min(row.server_cpu for row in its) - micro.seconds(counting.server(r)[stage]))
-            for r, its in zip(rounds, rows, strict=True)
-        ]  # fmt: skip
-        client, server = np.array(left).T
-        terms = np.array([(1.0, r.n, r.n * r.answered(stage)) for r in rounds])
-        speaks = bool(terms[:, 2].any())  # of neighbours
-        each = _fit(terms[:, : 2 + speaks], server)
-        peers = np.stack((terms[:, 0], terms[:, 2] / terms[:, 1]), axis=1)
-        overhead[stage] = Overhead(*_fit(peers[:, : 1 + speaks], client), *([] if speaks else [0.0]), *each)
+    return runs
+
+
+def _overhead(micro: Micro, runs: Mapping[int, Sequence[Simulation]]) -> dict[str, Overhead]:
+    """What remains of real sessions."""
+    overhead, rounds = {}, {}
+    for n, done in runs.items():
+        session = done[0].session
+        rounds[n] = Round(n, 16, session.ring, session.parameters, dict.fromkeys(STAGES, n))
+    for i, stage in enumerate(rounds[_TINY[0]].stages):
+        rows = {n: [run.rows()[i] for run in done] for n, done in runs.items()}
+        peers = {n: r.answered(stage) for n, r in rounds.items()}
+        client = _fit(
+            {n: (1.0, peers[n], 0.0) for n in runs},
+            {n: min(row.client_cpu_mean for row in rows[n]) for n in runs},
+            {n: micro.seconds(counting.client(r)[stage]) for n, r in rounds.items()},
+        )
+        server = _fit(
+            {n: (1.0, n, n * peers[n]) for n in runs},
+            {n: min(row.server_cpu for row in rows[n]) for n in runs},
+            {n: micro.seconds(counting.server(r)[stage]) for n, r in rounds.items()},
+        )
+        overhead[stage] = Overhead(*client[:2], *server)
     return overhead
 
 
-def _fit(terms: NDArray[np.float64], seconds: NDArray[np.float64]) -> list[float]:
-    """The best coefficients, of which only the first, which nothing multiplies, may be below zero.
+def _fit(
+    terms: Mapping[int, tuple[float, float, float]], spent: Mapping[int, float], counted: Mapping[int, float]
+) -> tuple[float, float, float]:
+    """What each term takes of what was spent beyond what was counted, by size of session; nothing below zero.
 
-    A slope below zero is chance, and over a large cohort would take away what is real.
+    Least squares of the errors relative to what was spent, over every choice of terms that take anything.
     """
-    found: list[tuple[float, list[float]]] = []
-    slopes = range(1, terms.shape[1])
-    for count in range(len(slopes) + 1):
-        for chosen in combinations(slopes, count):
-            columns = [0, *chosen]
-            solved = np.linalg.lstsq(terms[:, columns], seconds, rcond=None)[0]
-            if (solved[1:] >= 0).all():
-                each = np.zeros(terms.shape[1])
-                each[columns] = solved
-                found.append((float(((terms @ each - seconds) ** 2).sum()), each.tolist()))
-    return min(found)[1]
+    matrix = np.array([terms[n] for n in spent]) / np.array([[spent[n]] for n in spent])
+    left = np.array([1 - counted[n] / spent[n] for n in spent])
+    best, least = np.zeros(3), float(left @ left)
+    used = [i for i in range(3) if matrix[:, i].any()]
+    for chosen in (c for size in range(len(used)) for c in combinations(used, size + 1)):
+        found = np.zeros(3)
+        found[list(chosen)] = np.linalg.lstsq(matrix[:, chosen], left, rcond=None)[0]
+        wrong = matrix @ found - left
+        if found.min() >= 0.0 and float(wrong @ wrong) < least:
+            best, least = found, float(wrong @ wrong)
+    return float(best[0]), float(best[1]), float(best[2])
 
 
 # ------------------------------------------------------------------------------------------- the result

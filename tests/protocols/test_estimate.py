@@ -16,7 +16,7 @@ import pytest
 
 from protocols import machine, pairwise
 from protocols.errors import Aborted, Infeasible, LocalError
-from protocols.estimate import Estimate, Link, estimate, measure
+from protocols.estimate import Estimate, Link, _fit, estimate, measure
 from protocols.graph import parameters
 from protocols.micro import Micro, Overhead
 from protocols.simulator import STAGES, Simulation, simulate
@@ -443,3 +443,21 @@ def test_what_would_abort_is_refused_and_nothing_else(dropping: float, at: str) 
         assert isinstance(real.result, Aborted)
     else:
         assert not isinstance(real.result, Aborted)
+
+
+# ------------------------------------------------------------------------------------ what remains
+
+
+def test_what_remains_of_sessions_is_solved_for_and_never_negative() -> None:
+    sizes, beyond = (4, 14, 40), (5.0, 3.0, 0.25)
+    terms = {n: (1.0, float(n), n * (n - 1.0)) for n in sizes}
+    counted = {n: 10.0 * n for n in sizes}
+    spent = {n: counted[n] + sum(a * b for a, b in zip(terms[n], beyond, strict=True)) for n in sizes}
+    assert _fit(terms, spent, counted) == pytest.approx(beyond)
+    assert _fit(terms, counted, counted) == (0.0, 0.0, 0.0)
+    assert _fit(terms, {n: 0.9 * counted[n] for n in sizes}, counted) == (0.0, 0.0, 0.0)
+    steps = {n: counted[n] + 100.0 - n for n in sizes}  # the less, the larger: by none of the terms alone
+    assert min(_fit(terms, steps, counted)) >= 0.0
+    # A term that nothing was measured of takes nothing.
+    flat = {n: (1.0, float(n), 0.0) for n in sizes}
+    assert _fit(flat, {n: counted[n] + 7.0 for n in sizes}, counted) == pytest.approx((7.0, 0.0, 0.0))
