@@ -25,7 +25,6 @@ from dataclasses import dataclass, fields, replace
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from protocols import counts as counting
 from protocols.counts import Counts, Layout, Round

@@ -252,7 +252,6 @@ def test_the_one_source_may_ask_the_system_and_nothing_weaker() -> None:
 # ---------------------------------------------------------------------------------------- floats
 
 EXACT_MULTIPLIERS = {
-    ("protocols/estimate.py", "_fit"),  # measurements
     # float64 that holds integers below 2^17, so that BLAS multiplies them exactly (bound in `multiply`)
     ("secagg/field.py", "power_matrix"),
     ("secagg/field.py", "lagrange_at_zero"),
