@@ -66,15 +66,18 @@ def _growth(points: list[dict[str, Any]], sweep: str, label: str, path: Path) ->
 
 def _summary(found: dict[str, Any], path: Path) -> None:
     """To the limit, and to peers: what the README shows."""
-    panels = [part for part in ("limit", "peers") if part in found]
+    limited = [
+        r
+        for r in found.get("limit", {"parties": []})["parties"]
+        if r["at_most"] is not None and "additions" not in r["work"]
+    ]  # the tiny edition has none: at its sizes nothing is asked
+    panels = [part for part, rows in (("limit", limited), ("peers", found.get("peers"))) if rows]
     if not panels:
         return
     figure, axes = _figure(len(panels), 5.6 * len(panels), 3.9)
     by_part = dict(zip(panels, axes, strict=True))
     if "limit" in by_part:
-        rows = [
-            r for r in found["limit"]["parties"] if r["at_most"] is not None and "additions" not in r["work"]
-        ]
+        rows = limited
         names = [
             f"{r['work']}, k = {r['k']}" + (f", {r['dropout']:.0%} dropout" if r["work"] == "server" else "")
             for r in rows
