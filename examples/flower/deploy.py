@@ -23,7 +23,7 @@ TERMS = {
     "secagg-max-records": 1000,
 }
 NAMES = ("oslo", "pisa", "york", "graz", "lyon")
-AGREED = {"secagg-threat-model": "malicious", "secagg-dropout": 0.2, "secagg-timeout": 25.0}
+AGREED = {"secagg-threat-model": "malicious", "secagg-dropout": 0.2, "secagg-timeout": 45.0}
 
 
 def prepare(folder):
