@@ -260,6 +260,7 @@ EXACT_MULTIPLIERS = {
     ("secagg/shamir.py", "_lagrange"),
 }
 SCALARS = {  # single floats, never arrays of them
+    "secagg/noise.py": "variances",
     "protocols/graph.py": "fractions of the cohort, and probabilities",
     "protocols/session.py": "fractions of the cohort",
     "protocols/crowd.py": "seconds",

@@ -23,6 +23,7 @@ from protocols.wire import SERVER, Envelope
 from secagg import keys, prg, shamir
 from secagg.keys import Identity
 from secagg.labels import Label
+from secagg.noise import FAMILIES, noise
 from secagg.randomness import seeded
 from secagg.ring import Ring
 
@@ -167,6 +168,16 @@ def primitives() -> dict[str, Any]:
         "agreement": {
             "a": a.secret.hex(), "b": b.secret.hex(), "context": b"context".hex(),
             "mask_seed": a.agree(b.public, Label.MASK, b"context", prg.SEED_BYTES).hex(),
+        },
+        "noise": {
+            "seed": seed.hex(),
+            "samples": {
+                family: {str(v): noise(family, v).sample(seed, 12).tolist() for v in (0.25, 100.0, 2.0**24)}
+                for family in FAMILIES
+            },
+            "sum of the first 100,000": {
+                family: int(noise(family, 100.0).sample(seed, 100_000).sum()) for family in FAMILIES
+            },
         },
         "derive": keys.derive(secret, Label.SELF_MASK, b"context", length=16).hex(),
     }  # fmt: skip
