@@ -25,6 +25,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from protocols.errors import Aborted, AlreadyAnswered, Fault, LocalError, RemoteError
 from protocols.journal import Answer, Contribution, Journal, MemoryJournal, seal_state, unseal_state
@@ -50,7 +51,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """Event: a client's vector, `dim` integers below the bound; kept until it may be masked."""
+    """Event: a client's vector, `dim` integers within the bound; kept until it may be masked."""
 
     vector: Any = field(repr=False)
 
@@ -69,13 +70,13 @@ Event = Started | Received | Input | StageClosed
 class Aggregate:
     """The server's result: the exact sum, modulo 2^bits, of what the included clients sent.
 
-    sum       vector of `dim` entries in the ring's unsigned dtype
+    sum       vector of `dim` entries in the ring's unsigned dtype; with noise, centred, as int64
     included  names, ascending
     dropped   name -> why it is not in the sum
     faults    every deviation noticed, of included clients as well
     """
 
-    sum: Vector
+    sum: NDArray[np.integer[Any]]
     included: tuple[str, ...]
     dropped: dict[str, Fault]
     faults: tuple[Fault, ...]
@@ -600,7 +601,7 @@ class ServerMachine(_Machine[ServerRules]):
         return sent
 
     def _finish(self, total: Vector) -> Aggregate:
-        return Aggregate(total, self._included(), self._named(), self.faults)
+        return Aggregate(self.session.read(total), self._included(), self._named(), self.faults)
 
     def _named(self) -> dict[str, Fault]:
         return {self.session.names[i]: fault for i, fault in sorted(self._dropped.items())}

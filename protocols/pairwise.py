@@ -73,10 +73,10 @@ class Roster(Message, frozen=True, tag=2):
 
 
 class Dealt(Message, frozen=True, tag=3):
-    """Round 1, up: a sealed box for each holder, a commitment to the seed and (signed) to each share."""
+    """Round 1, up: a sealed box for each holder, commitments to the seeds and (signed) to each share."""
 
     echo: bytes
-    seed_commitment: bytes
+    seed_commitments: bytes
     boxes: bytes
     commitments: bytes
 
@@ -115,7 +115,9 @@ class Quorum(Message, frozen=True, tag=8):
 
 
 class Revealed(Message, frozen=True, tag=9):
-    """Round 4, up: for each dealer one share, of its seed or of its key, never both.
+    """Round 4, up: for each dealer a share of its seed, or of its key, never both.
+
+    With noise, beside the seed's share those of the components that are too much.
 
     `missing` marks the dealers whose box did not open for this holder.
     """
@@ -134,7 +136,9 @@ _CODEC: Codec[Any] = Codec(
 
 COMMITMENT_BYTES = 32
 SALT_BYTES = 16
-_KINDS = (b"seed", b"key")  # the order of the two shares in a box
+SECRET_BYTES = 32
+_KINDS = (b"seed", b"key")  # the order of shares in a box; then follow the components of the noise
+_SEED, _KEY, _NOISE = range(3)
 
 
 def _opening_bytes(session: Session) -> int:
@@ -142,24 +146,30 @@ def _opening_bytes(session: Session) -> int:
     return shamir.SHARE_BYTES + (SALT_BYTES if session.signed else 0)
 
 
+def _secrets(session: Session) -> int:
+    """How many secrets a dealer shares: seed, key, and a seed of each component of its noise."""
+    return _NOISE + (0 if session.levels is None else session.levels.count)
+
+
 def _box_bytes(session: Session) -> int:
-    return 2 * _opening_bytes(session) + box.OVERHEAD_BYTES
+    return _secrets(session) * _opening_bytes(session) + box.OVERHEAD_BYTES
 
 
-def _pair_bytes(session: Session) -> int:
-    """Commitments to the two shares in one box; none in the honest-but-curious model."""
-    return 2 * COMMITMENT_BYTES if session.signed else 0
+def _promise_bytes(session: Session) -> int:
+    """Commitments to the shares in one box; none in the honest-but-curious model."""
+    return _secrets(session) * COMMITMENT_BYTES if session.signed else 0
 
 
 def _limit_up(session: Session) -> int:
     """No honest client's message is longer."""
-    holders = session.parameters.degree + 1
-    return 256 + len(session.names) + holders * (_box_bytes(session) + _pair_bytes(session))
+    holders, secrets = session.parameters.degree + 1, _secrets(session)
+    each = _box_bytes(session) + _promise_bytes(session)
+    return 256 + len(session.names) + secrets * COMMITMENT_BYTES + holders * each
 
 
 def _limit_down(session: Session) -> int:
     """No honest server's message is longer."""
-    each = max(_box_bytes(session) + _pair_bytes(session), 4 * keys.KEY_BYTES + keys.SIGNATURE_BYTES)
+    each = max(_box_bytes(session) + _promise_bytes(session), 4 * keys.KEY_BYTES + keys.SIGNATURE_BYTES)
     quorum = len(session.names) * keys.SIGNATURE_BYTES if session.signed else 0
     return 256 + len(session.names) + (session.parameters.degree + 1) * each + quorum
 
@@ -194,13 +204,15 @@ def _signed_survivors(setup: bytes, included: bytes) -> bytes:
     return digest(Label.SURVIVORS, setup, included)
 
 
-def _seed_commitment(session: Session, dealer: int, seed: bytes) -> bytes:
+def _seed_commitment(session: Session, dealer: int, kind: int, seed: bytes) -> bytes:
     # No salt: the seed is 32 uniform bytes used for nothing else, so its hash hides it.
-    return digest(Label.SEED_COMMITMENT, session.hash, _place(dealer), seed)
+    which = () if kind == _SEED else (_place(kind),)
+    return digest(Label.SEED_COMMITMENT, session.hash, _place(dealer), *which, seed)
 
 
-def _share_commitment(session: Session, dealer: int, holder: int, kind: bytes, opening: bytes) -> bytes:
-    return digest(Label.SHARE_COMMITMENT, session.hash, _place(dealer), _place(holder), kind, opening)
+def _share_commitment(session: Session, dealer: int, holder: int, kind: int, opening: bytes) -> bytes:
+    name = _KINDS[kind] if kind < _NOISE else _place(kind)
+    return digest(Label.SHARE_COMMITMENT, session.hash, _place(dealer), _place(holder), name, opening)
 
 
 def _associated(session: Session, dealer: int, holder: int) -> bytes:
@@ -210,6 +222,11 @@ def _associated(session: Session, dealer: int, holder: int) -> bytes:
 def _stream_seed(session: Session, secret: bytes) -> bytes:
     """The 16-byte AES key of a self mask, from the 32-byte seed that is shared."""
     return keys.derive(secret, Label.SELF_MASK, session.hash, length=prg.SEED_BYTES)
+
+
+def _noise_seed(session: Session, secret: bytes) -> bytes:
+    """The 16-byte AES key of one part of a client's noise, from its 32 secret bytes."""
+    return keys.derive(secret, Label.NOISE, session.hash, length=prg.SEED_BYTES)
 
 
 def _pair_seed(session: Session, own: AgreementKey, peer: bytes) -> bytes:
@@ -259,7 +276,10 @@ class AwaitRoster(State, frozen=True):
 
 
 class AwaitShares(State, frozen=True):
-    """Round 1 sent. `channels` are the AEAD keys by holder, `peers` the mask keys by neighbour."""
+    """Round 1 sent. `channels` are the AEAD keys by holder, `peers` the mask keys by neighbour.
+
+    `noise` are the secrets of each component of the noise, ascending, and of its base, which is not shared.
+    """
 
     mask: bytes
     seed: bytes
@@ -268,12 +288,13 @@ class AwaitShares(State, frozen=True):
     peers: dict[int, bytes]
     own: bytes
     neighbours: tuple[int, ...]
+    noise: tuple[bytes, ...]
 
 
 class AwaitInput(State, frozen=True):
     """Shares received, to be answered with `echo`.
 
-    `held` maps a dealer to its two openings, empty where its box did not open.
+    `held` maps a dealer to its openings, empty where its box did not open.
     `strangers` are the neighbours in the graph that dealt nothing, with whom no mask is shared.
     """
 
@@ -284,10 +305,11 @@ class AwaitInput(State, frozen=True):
     peers: dict[int, bytes]
     held: dict[int, bytes]
     strangers: tuple[int, ...]
+    noise: tuple[bytes, ...]
 
 
 class AwaitSurvivors(State, frozen=True):
-    """Round 2 sent; mask key, seed and channel keys are gone."""
+    """Round 2 sent; mask key, seed, channel keys and the seeds of noise are gone."""
 
     setup: bytes
     held: dict[int, bytes]
@@ -364,28 +386,38 @@ def share_keys(context: ClientContext, state: AwaitRoster, message: Roster) -> t
     # Randomness is bound to the message it answers: two clones of one state that were shown different
     # rosters would otherwise encrypt two different plaintexts under one nonce.
     rng = seeded(state.entropy, Label.STEP.value.encode(), _CODEC.encode(message))
-    seed_shares, key_shares = shamir.split((state.seed, state.mask), t, [points[h] for h in present], rng)
+    excess = tuple(rng(SECRET_BYTES) for _ in range(_NOISE, _secrets(session)))
+    shares = shamir.split((state.seed, state.mask, *excess), t, [points[h] for h in present], rng)
     salt_bytes = SALT_BYTES if session.signed else 0
     boxes, commitments, kept = [], [], b""
-    for holder, seed_share, key_share in zip(present, seed_shares, key_shares, strict=True):
-        pair = (seed_share + rng(salt_bytes), key_share + rng(salt_bytes))
+    for holder, theirs in zip(present, zip(*shares, strict=True), strict=True):
+        openings = [share + rng(salt_bytes) for share in theirs]
         if session.signed:
             commitments += [
                 _share_commitment(session, index, holder, kind, opening)
-                for kind, opening in zip(_KINDS, pair, strict=True)
+                for kind, opening in enumerate(openings)
             ]
+        plain = b"".join(openings)
         if holder == index:  # the complete graph: a client holds a share of its own, which is not sent
-            kept = b"".join(pair)
+            kept = plain
         else:
-            plain = b"".join(pair)
             boxes.append(box.seal(channels[holder], plain, _associated(session, index, holder), rng))
     peers = {peer: their.mask for peer, their in advertised.items()}
     setup = _setup(session, message.graph_seed)
-    commitment = _seed_commitment(session, index, state.seed)
-    dealt = Dealt(_echo(message), commitment, b"".join(boxes), b"".join(commitments))
+    promised = _promised(session, index, state.seed, excess)
+    dealt = Dealt(_echo(message), promised, b"".join(boxes), b"".join(commitments))
+    # The base of the noise is nobody else's to know: its secret is drawn last, and shared with no one.
+    noise = () if session.levels is None else (*excess, rng(SECRET_BYTES))
     neighbours = graph.neighbours(index)
-    after = AwaitShares(state.mask, state.seed, setup, channels, peers, kept, neighbours)
+    after = AwaitShares(state.mask, state.seed, setup, channels, peers, kept, neighbours, noise)
     return after, [(0, dealt, b"")]
+
+
+def _promised(session: Session, dealer: int, seed: bytes, excess: tuple[bytes, ...]) -> bytes:
+    """What a dealer commits to: the seeds that others may recover. Its key has a public half for that."""
+    committed = [_seed_commitment(session, dealer, _SEED, seed)]
+    committed += [_seed_commitment(session, dealer, _NOISE + i, secret) for i, secret in enumerate(excess)]
+    return b"".join(committed)
 
 
 def _read_roster(session: Session, neighbours: tuple[int, ...], message: Roster) -> dict[int, Advertise]:
@@ -416,10 +448,10 @@ def open_shares(context: ClientContext, state: AwaitShares, message: Shares) -> 
         raise RemoteError("shares: this client's own are not among them")
     others = [d for d in dealers if d != index]
     boxes = _pieces("shares", message.boxes, len(others), _box_bytes(session))
-    pairs = _pieces("commitments", message.commitments, len(others), _pair_bytes(session))
+    promises = _pieces("commitments", message.commitments, len(others), _promise_bytes(session))
     held = {index: state.own} if session.complete else {}
-    for dealer, sealed, pair in zip(others, boxes, pairs, strict=True):
-        held[dealer] = _open(session, state.channels[dealer], dealer, index, sealed, pair)
+    for dealer, sealed, promised in zip(others, boxes, promises, strict=True):
+        held[dealer] = _open(session, state.channels[dealer], dealer, index, sealed, promised)
     for dealer in _malformed(session, held):
         held[dealer] = b""
     opened = sum(map(bool, held.values()))
@@ -429,11 +461,14 @@ def open_shares(context: ClientContext, state: AwaitShares, message: Shares) -> 
         raise Abort(f"{opened} of {len(held)} boxes of shares opened, the threshold is {t}")
     peers = {dealer: state.peers[dealer] for dealer in others}
     strangers = tuple(j for j in state.neighbours if j not in peers)
-    return AwaitInput(_echo(message), state.mask, state.seed, state.setup, peers, held, strangers), []
+    after = AwaitInput(
+        _echo(message), state.mask, state.seed, state.setup, peers, held, strangers, state.noise
+    )
+    return after, []
 
 
-def _open(session: Session, key: bytes, dealer: int, holder: int, sealed: bytes, pair: bytes) -> bytes:
-    """Both openings in a box, or nothing if it does not open or breaks its dealer's commitments.
+def _open(session: Session, key: bytes, dealer: int, holder: int, sealed: bytes, promised: bytes) -> bytes:
+    """All openings in a box, or nothing if it does not open or breaks its dealer's commitments.
 
     In the signed models a bad box does not stop the round: this holder reports it as missing, and the
     others' shares serve.
@@ -444,20 +479,21 @@ def _open(session: Session, key: bytes, dealer: int, holder: int, sealed: bytes,
     except Invalid:
         return b""
     if session.signed:
-        for i, kind in enumerate(_KINDS):
-            opening = plain[i * size : (i + 1) * size]
-            promised = pair[i * COMMITMENT_BYTES : (i + 1) * COMMITMENT_BYTES]
-            if _share_commitment(session, dealer, holder, kind, opening) != promised:
+        for kind in range(_secrets(session)):
+            opening = plain[kind * size : (kind + 1) * size]
+            commitment = promised[kind * COMMITMENT_BYTES : (kind + 1) * COMMITMENT_BYTES]
+            if _share_commitment(session, dealer, holder, kind, opening) != commitment:
                 return b""
     return plain
 
 
 def _malformed(session: Session, held: Mapping[int, bytes]) -> list[int]:
     """The dealers whose shares are not the one encoding of any: looked at all at once."""
-    size = _opening_bytes(session)
+    size, secrets = _opening_bytes(session), _secrets(session)
     opened = [dealer for dealer, plain in held.items() if plain]
-    shares = [held[d][start : start + shamir.SHARE_BYTES] for d in opened for start in (0, size)]
-    return [opened[place // len(_KINDS)] for place in shamir.malformed(shares)]
+    starts = range(0, secrets * size, size)
+    shares = [held[d][start : start + shamir.SHARE_BYTES] for d in opened for start in starts]
+    return [opened[place // secrets] for place in shamir.malformed(shares)]
 
 
 def mask_input(context: ClientContext, state: AwaitInput, event: Input) -> tuple[State, Outbox]:
@@ -473,6 +509,9 @@ def mask_input(context: ClientContext, state: AwaitInput, event: Input) -> tuple
     for peer, public in state.peers.items():
         (add if index < peer else subtract).append(_pair_seed(session, own, public))
     masked = context.expand(session.ring, event.vector, add, subtract)
+    if session.levels is not None:
+        for part, secret in zip(session.levels.parts, state.noise, strict=True):
+            part.add(session.ring, masked, _noise_seed(session, secret))
     session.ring.reduce(masked)
     after = AwaitSurvivors(state.setup, state.held, state.strangers)
     return after, [(0, Masked(state.echo), session.ring.pack(masked))]
@@ -538,19 +577,26 @@ def reveal(context: ClientContext, state: AwaitQuorum, message: Quorum) -> tuple
 def _reveal(context: ClientContext, held: Mapping[int, bytes], included: frozenset[int]) -> Revealed:
     """The seed's share of an included dealer, the key's share of a dropped one: never both.
 
-    Which dealers are dropped is derived here from the one set; the server cannot say it.
+    Which dealers are dropped is derived here from the one set, and so is which noise of the included is too
+    much; the server cannot say it. Noise of a dropped client is not in the sum: nothing of it is revealed.
     """
     size = _opening_bytes(context.session)
+    kinds = _kinds(context.session, len(included))
     shares, missing = [], []
     dealers = sorted(held)
     for place, dealer in enumerate(dealers):
         if not held[dealer]:
             missing.append(place)
-        elif dealer in included:
-            shares.append(held[dealer][:size])
-        else:
-            shares.append(held[dealer][size:])
+            continue
+        for kind in kinds[dealer in included]:
+            shares.append(held[dealer][kind * size : (kind + 1) * size])
     return Revealed(bitmap(missing, len(dealers)), b"".join(shares))
+
+
+def _kinds(session: Session, included: int) -> dict[bool, tuple[int, ...]]:
+    """Whether a dealer is included -> the secrets whose shares are revealed."""
+    excess = () if session.levels is None else session.levels.excess(included)
+    return {True: (_SEED, *(_NOISE + i for i in excess)), False: (_KEY,)}
 
 
 # ------------------------------------------------------------------------------------ server: states
@@ -663,9 +709,10 @@ def accept_dealing(context: ServerContext, state: AwaitDealings, sender: int, me
         raise RemoteError("it answers another roster than it was sent")
     holders = _places(session.graph(state.graph_seed), sender, state.keys)
     others = len(holders) - (sender in holders)
-    exact_length("seed commitment", message.seed_commitment, COMMITMENT_BYTES)
+    # One for the seed, and for each component of the noise; none for the key, of which a half is public.
+    exact_length("seed commitments", message.seed_commitments, (_secrets(session) - 1) * COMMITMENT_BYTES)
     exact_length("boxes", message.boxes, others * _box_bytes(session))
-    exact_length("commitments", message.commitments, len(holders) * _pair_bytes(session))
+    exact_length("commitments", message.commitments, len(holders) * _promise_bytes(session))
 
 
 def _places(graph: Graph, dealer: int, present: Container[int]) -> dict[int, int]:
@@ -679,24 +726,24 @@ def forward_shares(
     """Round 1 closes: hand every client the boxes that were made for it."""
     session = context.session
     _check_enough(context, gathered, "dealt shares", [])
-    graph, box_size, pair_size = session.graph(state.graph_seed), _box_bytes(session), _pair_bytes(session)
+    graph, box_size, each = session.graph(state.graph_seed), _box_bytes(session), _promise_bytes(session)
     places = {i: _places(graph, i, state.keys) for i in gathered}
     outbox: Outbox = []
     for i in sorted(gathered):
         dealers = [d for d in places[i] if d in gathered]  # holding is symmetric
-        boxes, pairs = [], []
+        boxes, promises = [], []
         for d in dealers:
             if d == i:
                 continue
             place = places[d][i]
             before = place - (d in places[d] and d < i)  # a dealer seals no box for itself
             boxes.append(gathered[d].boxes[before * box_size : (before + 1) * box_size])
-            pairs.append(gathered[d].commitments[place * pair_size : (place + 1) * pair_size])
+            promises.append(gathered[d].commitments[place * each : (place + 1) * each])
         there = bitmap([places[i][d] for d in dealers], len(places[i]))
-        outbox.append((i, Shares(there, b"".join(boxes), b"".join(pairs)), b""))
+        outbox.append((i, Shares(there, b"".join(boxes), b"".join(promises)), b""))
     mask_keys = {i: message.mask for i, message in state.keys.items()}
     # The boxes are on their way and not needed again; commitments are, and of whom they are.
-    dealt = {i: Dealt(b"", m.seed_commitment, b"", m.commitments) for i, m in gathered.items()}
+    dealt = {i: Dealt(b"", m.seed_commitments, b"", m.commitments) for i, m in gathered.items()}
     following = AwaitMasked(_echoes(outbox), state.graph_seed, mask_keys, dealt)
     return following, outbox, [], total
 
@@ -758,42 +805,60 @@ def pass_quorum(
 def accept_reveal(context: ServerContext, state: AwaitReveals, sender: int, message: Revealed) -> None:
     """Round 4: the right number of shares; `unmask` checks each against its commitment."""
     graph = context.session.graph(state.graph_seed)
-    dealers = sum(d in state.dealt for d in graph.holders(sender))
-    given = dealers - len(members(message.missing, dealers))
-    exact_length("revealed", message.shares, given * _opening_bytes(context.session))
+    _read_reveal(context, state, graph, sender, message)
+
+
+Secret = tuple[int, int]
+"""A dealer, and which of its secrets."""
 
 
 def _read_reveal(
     context: ServerContext, state: AwaitReveals, graph: Graph, holder: int, message: Revealed
-) -> tuple[dict[int, bytes], list[int]]:
-    """Dealer -> opening, and the dealers whose box this holder says did not open."""
+) -> tuple[dict[Secret, bytes], list[int]]:
+    """The opening of each secret, and the dealers whose box this holder says did not open."""
+    session = context.session
     dealers = [d for d in graph.holders(holder) if d in state.dealt]
     places = set(members(message.missing, len(dealers)))
     missing = [d for p, d in enumerate(dealers) if p in places]
-    given = [d for p, d in enumerate(dealers) if p not in places]
-    size = _opening_bytes(context.session)
-    return dict(zip(given, _pieces("revealed", message.shares, len(given), size), strict=True)), missing
+    included = set(members(state.included, len(session.names)))
+    kinds = _kinds(session, len(included))
+    given = [(d, kind) for p, d in enumerate(dealers) if p not in places for kind in kinds[d in included]]
+    openings = _pieces("revealed", message.shares, len(given), _opening_bytes(session))
+    return dict(zip(given, openings, strict=True)), missing
 
 
 def unmask(
     context: ServerContext, state: AwaitReveals, gathered: dict[int, Revealed], total: Vector
 ) -> Closed:
-    """Round 4 closes: recover seeds and keys, check each, take the pads out of the sum."""
+    """Round 4 closes: recover seeds and keys, check each, take pads and excess noise out of the sum."""
     session, graph = context.session, context.session.graph(state.graph_seed)
     included = set(members(state.included, len(session.names)))
     openings, faults = _sort_reveals(context, state, graph, included, gathered)
-    wanted = [d for d in sorted(state.dealt) if _needed(graph, d, included)]
+    kinds = _kinds(session, len(included))
+    dealers = [d for d in sorted(state.dealt) if _needed(graph, d, included)]
+    wanted = [(d, kind) for d in dealers for kind in kinds[d in included]]
     secrets = _recover(context, graph, wanted, openings, faults)
     add: list[bytes] = []
     subtract: list[bytes] = []
-    for dealer in wanted:
+    excess: list[tuple[int, bytes]] = []
+    for dealer in dealers:
         if dealer in included:
-            seed = secrets[dealer]
-            if _seed_commitment(session, dealer, seed) != state.dealt[dealer].seed_commitment:
-                raise _blamed(context, dealer, "seed", faults)
-            subtract.append(_stream_seed(session, seed))
+            for kind in kinds[True]:
+                seed = secrets.get((dealer, kind))
+                if seed is not None and not _committed(session, state.dealt[dealer], dealer, kind, seed):
+                    if kind == _SEED:
+                        raise _blamed(context, dealer, "seed", faults)
+                    seed = None
+                if kind == _SEED:
+                    assert seed is not None  # recovered, or the session was aborted
+                    subtract.append(_stream_seed(session, seed))
+                elif seed is not None:
+                    excess.append((kind - _NOISE, _noise_seed(session, seed)))
+                else:  # more noise than is needed, which costs accuracy and no privacy
+                    cause = f"excess noise of {context.name(dealer)} stays in the sum: its seed does not open"
+                    faults.append(Fault((), "reveals", cause))
             continue
-        recovered = AgreementKey(secrets[dealer])
+        recovered = AgreementKey(secrets[dealer, _KEY])
         if recovered.public != state.mask_keys[dealer]:
             raise _blamed(context, dealer, "mask key", faults)
         for peer in graph.neighbours(dealer):
@@ -802,6 +867,9 @@ def unmask(
                 # The survivor's own sign, undone: it added where its place is the lower one.
                 (subtract if peer < dealer else add).append(seed)
     total = context.expand(session.ring, total, add, subtract)
+    parts = () if session.levels is None else session.levels.parts
+    for component, seed in excess:
+        parts[component].subtract(session.ring, total, seed)
     session.ring.reduce(total)
     return Finished(state.included), [], faults, total
 
@@ -812,10 +880,10 @@ def _sort_reveals(
     graph: Graph,
     included: set[int],
     gathered: dict[int, Revealed],
-) -> tuple[dict[int, dict[int, bytes]], list[Fault]]:
-    """Dealer -> holder -> share, each checked: blame for a bad one falls on holder or dealer alone."""
+) -> tuple[dict[Secret, dict[int, bytes]], list[Fault]]:
+    """Secret -> holder -> share, each checked: blame for a bad one falls on holder or dealer alone."""
     session = context.session
-    openings: dict[int, dict[int, bytes]] = {d: {} for d in state.dealt}
+    openings: dict[Secret, dict[int, bytes]] = {}
     places = {d: _places(graph, d, state.mask_keys) for d in state.dealt} if session.signed else {}
     faults: list[Fault] = []
     for holder in sorted(gathered):
@@ -823,21 +891,20 @@ def _sort_reveals(
         for dealer in missing:
             pair = (context.name(dealer), context.name(holder))
             faults.append(Fault(pair, "reveals", "disputed share: one sealed it badly or the other lies"))
-        shares = {dealer: opening[: shamir.SHARE_BYTES] for dealer, opening in given.items()}
-        bad = [list(shares)[place] for place in shamir.malformed(list(shares.values()))]
-        for dealer, opening in given.items():
-            kind = 0 if dealer in included else 1
+        shares = {secret: opening[: shamir.SHARE_BYTES] for secret, opening in given.items()}
+        bad = {list(shares)[place] for place in shamir.malformed(list(shares.values()))}
+        for (dealer, kind), opening in given.items():
             if session.signed and not _kept_promise(
                 session, state.dealt[dealer], dealer, holder, places[dealer][holder], kind, opening
             ):
                 cause = f"its share of {context.name(dealer)}'s secret breaks the commitment: ignored"
                 faults.append(Fault((context.name(holder),), "reveals", cause))
                 continue
-            if dealer in bad:  # the dealer committed to it, if there are commitments
+            if (dealer, kind) in bad:  # the dealer committed to it, if there are commitments
                 culprit = dealer if session.signed else holder
                 faults.append(Fault((context.name(culprit),), "reveals", "a malformed share: ignored"))
                 continue
-            openings[dealer][holder] = shares[dealer]
+            openings.setdefault((dealer, kind), {})[holder] = shares[dealer, kind]
     return openings, faults
 
 
@@ -845,49 +912,57 @@ def _kept_promise(
     session: Session, dealt: Dealt, dealer: int, holder: int, place: int, kind: int, opening: bytes
 ) -> bool:
     """Whether an opening is what its dealer committed to when the shares were dealt."""
-    start = (2 * place + kind) * COMMITMENT_BYTES
+    start = (_secrets(session) * place + kind) * COMMITMENT_BYTES
     promised = dealt.commitments[start : start + COMMITMENT_BYTES]
-    return _share_commitment(session, dealer, holder, _KINDS[kind], opening) == promised
+    return _share_commitment(session, dealer, holder, kind, opening) == promised
+
+
+def _committed(session: Session, dealt: Dealt, dealer: int, kind: int, seed: bytes) -> bool:
+    """Whether a recovered seed, of a mask or of noise, is what its dealer committed to."""
+    start = (kind if kind == _SEED else kind - 1) * COMMITMENT_BYTES  # there is none of the key
+    promised = dealt.seed_commitments[start : start + COMMITMENT_BYTES]
+    return _seed_commitment(session, dealer, kind, seed) == promised
 
 
 _BATCH = 64  # secrets combined at a time, which bounds the memory of their shares as floats
 
 
 def _recover(
-    context: ServerContext, graph: Graph, wanted: list[int], openings: dict[int, dict[int, bytes]],
+    context: ServerContext, graph: Graph, wanted: list[Secret], openings: dict[Secret, dict[int, bytes]],
     faults: list[Fault],
-) -> dict[int, bytes]:  # fmt: skip
-    """Each wanted dealer's secret from the first t good shares; one set of coefficients a holder set."""
+) -> dict[Secret, bytes]:  # fmt: skip
+    """Each wanted secret from the first t good shares; one set of coefficients a holder set.
+
+    Seeds of noise that cannot be recovered are left out; without any other secret, the session is aborted.
+    """
     t = context.session.parameters.threshold
-    groups: dict[tuple[int, ...], list[tuple[int, list[bytes]]]] = {}
-    for dealer in wanted:
-        good = openings[dealer]
+    groups: dict[tuple[int, ...], list[tuple[Secret, list[bytes]]]] = {}
+    for dealer, kind in wanted:
+        good = openings.get((dealer, kind), {})
         if len(good) < t:
+            if kind >= _NOISE:
+                continue
             cause = f"{len(good)} good shares of {context.name(dealer)}'s secret came, {t} are needed"
             raise Abort(cause, (), tuple(faults))
         places = {h: p for p, h in enumerate(graph.holders(dealer))}
         chosen = sorted(good)[:t]
         points = tuple(places[h] + 1 for h in chosen)
-        groups.setdefault(points, []).append((dealer, [good[h] for h in chosen]))
-    secrets: dict[int, bytes] = {}
+        groups.setdefault(points, []).append(((dealer, kind), [good[h] for h in chosen]))
+    secrets: dict[Secret, bytes] = {}
     for points, rows in groups.items():
         for first in range(0, len(rows), _BATCH):
             batch = rows[first : first + _BATCH]
             try:
                 combined = shamir.combine([row for _, row in batch], points)
+                secrets |= {wanted: found for (wanted, _), found in zip(batch, combined, strict=True)}
             except Invalid:
-                combined = [_combine_alone(context, dealer, row, points, faults) for dealer, row in batch]
-            secrets |= {dealer: secret for (dealer, _), secret in zip(batch, combined, strict=True)}
+                for (dealer, kind), row in batch:
+                    try:
+                        secrets[dealer, kind] = shamir.combine([row], points)[0]
+                    except Invalid:
+                        if kind < _NOISE:
+                            raise _blamed(context, dealer, "secret", faults) from None
     return secrets
-
-
-def _combine_alone(
-    context: ServerContext, dealer: int, row: list[bytes], points: tuple[int, ...], faults: list[Fault]
-) -> bytes:
-    try:
-        return shamir.combine([row], points)[0]
-    except Invalid:
-        raise _blamed(context, dealer, "secret", faults) from None
 
 
 def _blamed(context: ServerContext, dealer: int, what: str, faults: list[Fault]) -> Abort:

@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from protocols.errors import Infeasible, LocalError
 from protocols.graph import HONEST_BUT_CURIOUS, SECAGG, THREAT_MODELS, Graph, Parameters, graph, parameters
 from protocols.wire import HEADER_BYTES, MAX_NAME_BYTES, SESSION_BYTES, check_name, check_text
+from protocols.xnoise import Levels, Noisy, levels
 from secagg import keys
 from secagg.invalid import Invalid
 from secagg.labels import VERSION, Label, digest
 from secagg.prg import Expand, accumulate
 from secagg.randomness import Rng, system
-from secagg.ring import Ring, Vector
+from secagg.ring import MAX_BITS, MIN_BITS, Ring, Vector
 
 if TYPE_CHECKING:
     from protocols.journal import Journal
@@ -79,7 +81,7 @@ class Session:
 
     roster        client name -> Ed25519 public identity (32 bytes); order does not matter
     dim           entries of a vector
-    bound         every entry is an integer from 0 to bound - 1
+    bound         every entry is an integer from 0 to bound - 1; with noise, from 1 - bound to bound - 1
     protocol      "secagg" or "secagg+"
     threat_model  "honest-but-curious", "semi-malicious" or "malicious"
     corrupted     fraction gamma of the cohort that may collude with the server
@@ -87,8 +89,12 @@ class Session:
     task, round, attempt
                   which training run, which round of it, which try of that round
     model_hash    32 bytes: what this party computed over the model it will train on (`hash_model`)
-    bits          width of the ring; by default the least that holds the sum of all clients
-    min_included  fewest clients in a sum; by default, and at least, what the parameter finder demands
+    noise         what noise the sum must have, if any. Without: the exact mode, in which no sum of the
+                  clients can wrap. With: the noisy mode. Clients add the noise, integers are centred about
+                  zero, and the sum is known modulo 2^bits: whoever sets `bits` chooses how likely it wraps
+    bits          width of the ring; by default the least that holds the sum of all clients; with noise, given
+    min_included  fewest clients in a sum; by default, and at least, what the parameter finder demands, and
+                  with noise, the cohort without those that may drop out: it must suffice for the noise
     degree, threshold
                   an expert's choice instead of the finder's, checked by the same rules
 
@@ -99,7 +105,7 @@ class Session:
         self, roster: Mapping[str, bytes], dim: int, bound: int, *, protocol: str = SECAGG,
         threat_model: str = HONEST_BUT_CURIOUS, corrupted: float = 0.1, dropout: float = 0.1,
         task: str = "", round: int = 0, attempt: int = 0, model_hash: bytes = bytes(MODEL_HASH_BYTES),
-        bits: int | None = None, min_included: int | None = None,
+        noise: Noisy | None = None, bits: int | None = None, min_included: int | None = None,
         degree: int | None = None, threshold: int | None = None,
     ) -> None:  # fmt: skip
         for name in roster:
@@ -129,7 +135,12 @@ class Session:
         self.parameters: Parameters = parameters(
             n, corrupted, dropout, protocol, threat_model, degree=degree, threshold=threshold
         )
+        if noise is not None and not isinstance(noise, Noisy):
+            raise LocalError(f"noise: expected a Noisy, got {type(noise).__name__}")
+        self.noise = noise
         least = self.parameters.min_included
+        if noise is not None:
+            least = max(least, n - self.parameters.dropped)
         # More than there are is infeasible, not a slip of the caller: another cohort may be larger.
         wanted = (
             least if min_included is None else checked_integer("min_included", min_included, least, MAX_DIM)
@@ -137,15 +148,28 @@ class Session:
         if wanted > n:
             raise Infeasible(f"min_included: expected {least} to {n}, got {wanted}")
         self.min_included = wanted
+        self.levels: Levels | None = None if noise is None else levels(noise, n, wanted)
+        self.ring = Ring(self._exact_bits(bits) if noise is None else self._noisy_bits(bits))
+        self._graph: tuple[bytes, Graph] | None = None  # the last one: a server asks again and again
+
+    def _exact_bits(self, bits: int | None) -> int:
+        n = len(self.names)
         needed = (n * (self.bound - 1)).bit_length()
-        bits = max(8, needed) if bits is None else checked_integer("bits", bits, 8, 64)
-        if needed > 64 or bits < needed:
+        bits = max(8, needed) if bits is None else checked_integer("bits", bits, 8, MAX_BITS)
+        if needed > MAX_BITS or bits < needed:
             raise Infeasible(
                 f"bound {self.bound} for {n} clients needs {needed} bits, so that no sum can wrap; "
-                f"{min(bits, 64)} are available: lower the bound or split the cohort"
+                f"{min(bits, MAX_BITS)} are available: lower the bound or split the cohort"
             )
-        self.ring = Ring(bits)
-        self._graph: tuple[bytes, Graph] | None = None  # the last one: a server asks again and again
+        return bits
+
+    def _noisy_bits(self, bits: int | None) -> int:
+        if bits is None:
+            raise LocalError("bits: with noise, expected the ring's width: it is chosen with the noise")
+        bits = checked_integer("bits", bits, MIN_BITS, MAX_BITS)
+        if self.bound > 1 << bits - 1:
+            raise Infeasible(f"bound {self.bound}: one client's entry alone would wrap modulo 2^{bits}")
+        return bits
 
     @property
     def signed(self) -> bool:
@@ -171,12 +195,17 @@ class Session:
         p = self.parameters
         fields = (
             VERSION, self.protocol, self.threat_model, self.task, self.round, attempt, self.model_hash,
-            self.names, self.identities, self.dim, self.bound, self.ring.bits, "exact",
+            self.names, self.identities, self.dim, self.bound, self.ring.bits, self._mode(),
             p.degree, p.threshold, p.corrupted, p.dropped, p.quorum, self.min_included,
         )  # fmt: skip
         hashed = digest(Label.SESSION, msgspec.msgpack.encode(fields))
         assert len(hashed) == SESSION_BYTES
         return hashed
+
+    def _mode(self) -> Any:
+        if self.noise is None:
+            return "exact"
+        return ("noisy", self.noise.family, self.noise.variance.hex(), self.noise.colluding)
 
     @cached_property
     def positions(self) -> dict[str, int]:
@@ -198,7 +227,8 @@ class Session:
     def vector(self, values: Any) -> Vector:
         """A client's input as a vector in the ring's dtype: the same array where it is that already.
 
-        Raises `LocalError` unless `values` are `dim` integers from 0 to bound - 1.
+        Raises `LocalError` unless `values` are `dim` integers from 0, or with noise from 1 - bound, to
+        bound - 1.
         """
         try:
             array = np.asarray(values)
@@ -209,10 +239,17 @@ class Session:
         if array.dtype.kind not in "iu":
             raise LocalError(f"input: expected integers, got {array.dtype}; quantise floats first")
         low, high = int(array.min()), int(array.max())
-        if low < 0 or high >= self.bound:
+        least = 0 if self.noise is None else 1 - self.bound
+        if low < least or high >= self.bound:
             # What came stays out of the text: the vector is what must remain private.
-            raise LocalError(f"input: expected entries from 0 to {self.bound - 1}, at least one is outside")
+            raise LocalError(
+                f"input: expected entries from {least} to {self.bound - 1}, at least one is outside"
+            )
         return array.astype(self.ring.dtype, copy=False)
+
+    def read(self, total: Vector) -> NDArray[np.integer[Any]]:
+        """A reduced sum as a result: with noise, centred about zero."""
+        return total if self.noise is None else self.ring.centred(total)
 
     def server(
         self, *, rng: Rng = system, journal: Journal | None = None, expand: Expand = accumulate

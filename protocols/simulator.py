@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protocols.crowd import Crowd, Delivery, Engine, Here, Reaction, Result, Run, identity
 from protocols.errors import Aborted, LocalError
@@ -20,7 +21,6 @@ from protocols.machine import Aggregate, Answered, Received, ServerMachine, Stag
 from protocols.session import Session
 from protocols.wire import SERVER, Envelope, check_name
 from secagg.randomness import seeded
-from secagg.ring import Vector
 
 STAGES = ("keys", "shares", "masked", "signatures", "reveals")
 """What clients send, in order; an honest-but-curious session has no signatures."""
@@ -132,7 +132,7 @@ class Simulation:
     call: str = field(repr=False)
 
     @property
-    def sum(self) -> Vector:
+    def sum(self) -> NDArray[np.integer[Any]]:
         """The sum; raises the `Aborted` if there is none."""
         return self.result.sum
 

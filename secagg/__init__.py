@@ -46,6 +46,7 @@ _HOMES = {
     "Reorder": "protocols.simulator",
     "Corrupt": "protocols.simulator",
     "Replay": "protocols.simulator",
+    "Noisy": "protocols.xnoise",
     "Processes": "protocols.crowd",
     "estimate": "protocols.estimate",
     "Estimate": "protocols.estimate",

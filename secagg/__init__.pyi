@@ -35,6 +35,7 @@ from protocols.simulator import simulate as simulate
 from protocols.wire import Envelope as Envelope
 from protocols.wire import from_bytes_checked as from_bytes_checked
 from protocols.wire import to_bytes as to_bytes
+from protocols.xnoise import Noisy as Noisy
 from secagg.keys import Identity as Identity
 from secagg.prg import threaded as threaded
 

@@ -24,6 +24,7 @@ class Label(Enum):
     SEED_COMMITMENT = "seed commitment"
     SHARE_COMMITMENT = "share commitment"
     SHARES = "sealed shares"
+    NOISE = "noise"
     ECHO = "message answered"
     SETUP = "keys and graph"
     SURVIVORS = "survivor set"

@@ -40,7 +40,7 @@ Family = Literal["skellam", "discrete-gaussian"]
 FAMILIES: tuple[Family, ...] = ("skellam", "discrete-gaussian")
 
 VARIANCES: dict[Family, tuple[float, float]] = {
-    "skellam": (2.0**-20, 2.0**26),
+    "skellam": (2.0**-40, 2.0**26),
     "discrete-gaussian": (2.0**-4, 2.0**26),
 }
 """The least and the largest: tables reach 16 standard deviations to each side."""

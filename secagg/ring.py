@@ -1,4 +1,4 @@
-"""Vectors over Z_2^b for b from 8 to 64, held in the smallest numpy dtype, sent at exactly b bits an entry.
+"""Vectors over Z_2^b for b from 4 to 64, held in the smallest numpy dtype, sent at exactly b bits an entry.
 
 Arithmetic wraps modulo the width of the dtype, which 2^b divides, so a running sum need only be reduced
 once, at its end. The packed form is little-endian: entry i occupies bits i*b to (i+1)*b - 1 of the byte
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from secagg.invalid import Invalid, exact_length
 
+MIN_BITS, MAX_BITS = 4, 64
 Vector = NDArray[np.unsignedinteger[Any]]
 _GROUP = 8  # entries that fill a whole number of bytes, whatever the width
 _GROUPS = 1 << 15  # groups converted at a time: the working set stays in cache
@@ -27,8 +28,8 @@ class Ring:
     __slots__ = ("bits", "dtype", "_window")
 
     def __init__(self, bits: int) -> None:
-        if not isinstance(bits, int) or not 8 <= bits <= 64:
-            raise ValueError(f"bits: expected an integer from 8 to 64, got {bits!r}")
+        if not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
+            raise ValueError(f"bits: expected an integer from {MIN_BITS} to {MAX_BITS}, got {bits!r}")
         self.bits = bits
         width = next(w for w in (8, 16, 32, 64) if w >= bits)
         self.dtype: np.dtype[Any] = np.dtype(f"<u{width // 8}")
@@ -48,6 +49,11 @@ class Ring:
         """Bring every entry below 2^bits, in place."""
         if not self.native:
             np.bitwise_and(vector, self.dtype.type((1 << self.bits) - 1), out=vector)
+
+    def centred(self, vector: Vector) -> NDArray[np.int64]:
+        """A reduced vector as integers from -2^(bits - 1) to 2^(bits - 1) - 1."""
+        away = np.uint64(64 - self.bits)
+        return (vector.astype(np.uint64) << away).view(np.int64) >> away.astype(np.int64)
 
     def packed_size(self, dim: int) -> int:
         """Bytes on the wire of a vector of `dim` entries: ceil(dim * bits / 8)."""

@@ -263,6 +263,7 @@ SCALARS = {  # single floats, never arrays of them
     "secagg/noise.py": "variances",
     "protocols/graph.py": "fractions of the cohort, and probabilities",
     "protocols/session.py": "fractions of the cohort",
+    "protocols/xnoise.py": "variances",
     "protocols/crowd.py": "seconds",
     "protocols/simulator.py": "seconds",
     "protocols/micro.py": "seconds",

@@ -148,7 +148,7 @@ class Play:
 
     def redeal(
         self, dealt: Envelope, change: Callable[[str, bytes], bytes], *, recommit: bool = True,
-        seed_commitment: bytes | None = None,
+        seed_commitments: bytes | None = None,
     ) -> Envelope:  # fmt: skip
         """A dealer's message again, with `change(holder, both openings)` in each box.
 
@@ -172,14 +172,14 @@ class Play:
                     half = len(after) // 2
                     pair = b"".join(
                         pairwise._share_commitment(session, dealer, holder, kind, opening)
-                        for kind, opening in zip(pairwise._KINDS, (after[:half], after[half:]), strict=True)
+                        for kind, opening in enumerate((after[:half], after[half:]))
                     )
             pairs.append(pair)
-        commitment = message.seed_commitment if seed_commitment is None else seed_commitment
+        commitment = message.seed_commitments if seed_commitments is None else seed_commitments
         return changed(
             dealt,
             structs.replace(
-                message, seed_commitment=commitment, boxes=b"".join(boxes), commitments=b"".join(pairs)
+                message, seed_commitments=commitment, boxes=b"".join(boxes), commitments=b"".join(pairs)
             ),
         )
 

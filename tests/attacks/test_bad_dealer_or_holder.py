@@ -136,15 +136,15 @@ def test_malformed_share_that_was_committed_to_names_the_dealer(play, kit, signe
     assert "malformed" in result.faults[0].cause
 
 
-def test_wrong_seed_commitment_names_the_dealer_where_it_is_known(play, kit, any_model):
+def test_wrong_seed_commitments_names_the_dealer_where_it_is_known(play, kit, any_model):
     cohort = play(threat_model=any_model)
-    result = dealt_badly(cohort, kit, lambda h, plain: plain, seed_commitment=bytes(32))
+    result = dealt_badly(cohort, kit, lambda h, plain: plain, seed_commitments=bytes(32))
     assert isinstance(result, Aborted)
     assert result.culprits == ((DEALER,) if cohort.session.signed else ())
     assert "seed" in result.cause
 
 
-@pytest.mark.parametrize("size", ["boxes", "commitments", "seed_commitment", "echo"])
+@pytest.mark.parametrize("size", ["boxes", "commitments", "seed_commitments", "echo"])
 def test_dealing_of_the_wrong_length_drops_the_dealer(play, kit, any_model, size):
     cohort = play(threat_model=any_model)
     dealt = cohort.down(cohort.until("shares"))

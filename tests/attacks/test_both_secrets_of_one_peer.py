@@ -107,7 +107,7 @@ def kinds_revealed(cohort, answers, kit, dealt=None):
             promised = dealt[dealer].commitments[at : at + 64]
             for j, kind in enumerate(pairwise._KINDS):
                 if (
-                    pairwise._share_commitment(session, i, holder, kind, opening)
+                    pairwise._share_commitment(session, i, holder, j, opening)
                     == promised[32 * j : 32 * j + 32]
                 ):
                     kinds[dealer].add(kind.decode())

@@ -56,7 +56,7 @@ def test_box_moved_elsewhere_does_not_open(play, kit, any_model, wrong):
         half = len(plain) // 2
         pair = b"".join(
             pairwise._share_commitment(session, dealer, holder, kind, opening)
-            for kind, opening in zip(pairwise._KINDS, (plain[:half], plain[half:]), strict=True)
+            for kind, opening in enumerate((plain[:half], plain[half:]))
         )
     assert pairwise._open(session, channels[1], dealer, holder, sealed, pair) == b""
 
@@ -81,7 +81,7 @@ def test_vector_that_answers_other_shares_is_not_added(play, kit, any_model):
     """A dealer is lost on the way to one client: it masks with one pad less, and its echo shows it."""
     cohort = play(threat_model=any_model)
     down = cohort.until("masked")
-    size, pairs = pairwise._box_bytes(cohort.session), pairwise._pair_bytes(cohort.session)
+    size, pairs = pairwise._box_bytes(cohort.session), pairwise._promise_bytes(cohort.session)
     changed = []
     for envelope in down:
         if envelope.to == "ada":
@@ -109,8 +109,8 @@ def test_pads_of_two_sessions_differ_under_the_same_keys(play):
     for seed_of in (
         lambda s: pairwise._pair_seed(s, one, two.public),
         lambda s: pairwise._stream_seed(s, bytes(32)),
-        lambda s: pairwise._seed_commitment(s, 0, bytes(32)),
-        lambda s: pairwise._share_commitment(s, 0, 1, b"seed", bytes(50)),
+        lambda s: pairwise._seed_commitment(s, 0, 0, bytes(32)),
+        lambda s: pairwise._share_commitment(s, 0, 1, 0, bytes(50)),
     ):
         assert seed_of(sessions[0]) != seed_of(sessions[1])
     for session in sessions:

@@ -1,0 +1,125 @@
+"""How the noise of a sum is divided among clients, and what of it is taken out when few drop out.
+
+Jiang, Wang, Chen, "Efficient Federated Learning with Dropout-Resilient Differential Privacy" (Dordis),
+EuroSys 2024, section 3: XNoise. Every client adds as much noise as would be needed if as many dropped out as
+may, in a base and components; once it is known who is in the sum, those included reveal the seeds of the
+components that turn out to be too much. The sum has the noise it needs, whoever vanished.
+
+Where this deviates from the paper:
+- Its components are one for each number of dropouts. Here component i has 2^i units of variance, so that
+  their number grows with the logarithm of the dropouts allowed; the price is at most `OVERSHOOT` too much
+  noise.
+- There a client reveals its own seeds, and a further round recovers those of whoever vanished since. Here
+  every holder reveals its shares of the seeds, as it does for the seeds of masks: no further round.
+- Clients whose noise cannot be counted on (they collude, or did not add it) are a declared number.
+
+What it does not protect against: more of those clients than declared; fewer survivors than a session's
+`min_included`, which are no sum at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, inf, isfinite, nextafter
+
+from protocols.errors import Infeasible, LocalError
+from secagg.noise import FAMILIES, VARIANCES, Family, Noise, noise
+
+OVERSHOOT = 0.015
+"""The noise in a sum is at most this fraction above what is needed, in variance."""
+
+SMOOTH = 4.0
+"""A sum of discrete Gaussians, each with a variance of at least this, is one again but for a factor of
+1 + 10^-16 in every probability (see `fedavg.privacy`); of narrower ones it is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noisy:
+    """What noise every entry of a sum must have: part of what a session agrees on.
+
+    variance   of the noise that honest clients contribute, in squared units of the integers that are summed
+    colluding  how many included clients' noise is not counted on
+    family     "skellam": a sum of Skellam variables is one, however the noise is divided
+    """
+
+    variance: float
+    colluding: int = 0
+    family: Family = "skellam"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.variance, bool) or not isinstance(self.variance, (int, float)):
+            raise LocalError(f"noise: expected a variance, got {self.variance!r}")
+        if not (isfinite(self.variance) and self.variance > 0):
+            raise LocalError(f"noise: expected a positive variance, got {self.variance}")
+        if isinstance(self.colluding, bool) or not isinstance(self.colluding, int) or self.colluding < 0:
+            raise LocalError(f"noise: expected a number of colluding clients, got {self.colluding!r}")
+        if self.family not in FAMILIES:
+            raise LocalError(f"noise: expected one of {', '.join(FAMILIES)}; got {self.family!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """The noise of one client of a cohort: `base`, and `count` components that may be taken out.
+
+    Component i has variance `unit` * 2^i. All in squared units of the integers that are summed.
+    """
+
+    noisy: Noisy
+    base: float
+    unit: float
+    count: int
+
+    @property
+    def parts(self) -> tuple[Noise, ...]:
+        """The distribution of each component, ascending, and last that of the base."""
+        variances = [*(self.unit * 2**i for i in range(self.count)), self.base]
+        return tuple(noise(self.noisy.family, variance) for variance in variances)
+
+    def _kept(self, included: int) -> int:
+        """The least number of units that each of so many included clients must keep beside its base."""
+        if not self.count:
+            return 0
+        each = Fraction(self.noisy.variance) / (included - self.noisy.colluding)
+        return max(0, ceil((each - Fraction(self.base)) / Fraction(self.unit)))
+
+    def excess(self, included: int) -> tuple[int, ...]:
+        """The components to take out of the noise of every client, of so many included."""
+        spare = (1 << self.count) - 1 - self._kept(included)
+        return tuple(i for i in range(self.count) if spare >> i & 1)
+
+    def remaining(self, included: int) -> float:
+        """The variance that honest clients' noise leaves in a sum of so many, when the excess is out."""
+        return (included - self.noisy.colluding) * (self.base + self._kept(included) * self.unit)
+
+
+def levels(noisy: Noisy, n: int, least: int) -> Levels:
+    """The noise of a client of a cohort of `n`, at least `least` of whom are included.
+
+    Raises `Infeasible` where the clients that are not counted on leave nobody, or where a part of the noise
+    is beyond what `secagg.noise` samples.
+    """
+    if least <= noisy.colluding:
+        raise Infeasible(
+            f"noise: {noisy.colluding} clients are not counted on, and as few as {least} may be included: "
+            "expect fewer dropouts, or a larger cohort"
+        )
+    # Rounded up: whatever floats lose, they lose on the safe side.
+    base = nextafter(noisy.variance / (n - noisy.colluding), inf)
+    most = nextafter(noisy.variance / (least - noisy.colluding), inf)
+    count, unit = 0, 0.0
+    if least < n:
+        span, count = most - base, 1
+        while span > ((1 << count) - 1) * OVERSHOOT * base * (1 - 1e-9):
+            count += 1
+        unit = nextafter(span / ((1 << count) - 1), inf)
+    smallest, largest = VARIANCES[noisy.family]
+    if noisy.family == "discrete-gaussian":
+        smallest = SMOOTH
+    parts = [base, *(unit * 2**i for i in range(count))]
+    if min(parts) < smallest or max(parts) > largest:
+        raise Infeasible(
+            f"noise: each of {n} clients adds parts of variance {min(parts):.3g} to {max(parts):.3g}; those "
+            f"of {noisy.family} are from {smallest:.3g} to {largest:.3g}: choose another scale"
+        )
+    return Levels(noisy, base, unit, count)
