@@ -1,5 +1,7 @@
 """The way out and the way back: a weighted update becomes integers, a sum of them a weighted mean.
 
+`Codec` is for exact sums, `PrivateCodec` for sums with noise (see `fedavg.privacy`).
+
 Out: clip to norm C, scale by weight / max_weight (so every entry lies in [-C, C]), place on a grid of
 2^bits - 1 points whose middle is zero, round without bias. Metrics (a loss, say) travel the same way, each
 clipped to its own public range. The weight itself is the last coordinate: private like the rest, exact
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isclose, sqrt
 from typing import Any, Literal
 
 import numpy as np
@@ -23,8 +26,12 @@ from numpy.typing import NDArray
 
 from fedavg.clip import clip_l2, clip_max
 from fedavg.params import Floats
+from fedavg.privacy import Plan
 from fedavg.quantize import round_stochastically
-from secagg.randomness import Rng, system
+from fedavg.rotate import rotate, unrotate
+from protocols.errors import Aborted
+from secagg.labels import Label
+from secagg.randomness import Rng, seeded, system
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,21 @@ class Codec:
         Raises `ValueError` for NaN or infinity, a wrong shape or dtype, or a weight that is not an
         integer from 1 to `max_weight`.
         """
+        update = self.checked(update, weight, metrics)
+        clip = clip_l2 if self.norm == "l2" else clip_max
+        clipped = clip(update, self.clipping_norm)
+        placed = np.empty(self.dim + len(metrics))
+        np.divide(clipped, self.step, out=placed[: self.dim])
+        placed[self.dim :] = self.placed(metrics) * self.middle
+        placed *= int(weight) / self.max_weight
+        # Rounding may carry a last bit beyond the grid.
+        np.clip(placed, -self.middle, self.middle, out=placed)
+        rounded = round_stochastically(placed, rng)
+        rounded += self.middle
+        return np.append(rounded, int(weight))
+
+    def checked(self, update: Floats, weight: int, metrics: Sequence[float]) -> Floats:
+        """`update` as float64; raises what `encode` raises."""
         update = np.asarray(update)
         if update.dtype.kind != "f" or update.shape != (self.dim,):
             raise ValueError(
@@ -110,26 +132,16 @@ class Codec:
             raise ValueError(f"weight: expected 1 to {self.max_weight} (max_weight), got {weight}")
         if len(metrics) != len(self.metrics):
             raise ValueError(f"metrics: expected {len(self.metrics)}, got {len(metrics)}")
-        clip = clip_l2 if self.norm == "l2" else clip_max
-        clipped = clip(update.astype(np.float64, copy=False), self.clipping_norm)
-        placed = np.empty(self.dim + len(metrics))
-        np.divide(clipped, self.step, out=placed[: self.dim])
-        placed[self.dim :] = self._placed(metrics)
-        placed *= int(weight) / self.max_weight
-        # Rounding may carry a last bit beyond the grid.
-        np.clip(placed, -self.middle, self.middle, out=placed)
-        rounded = round_stochastically(placed, rng)
-        rounded += self.middle
-        return np.append(rounded, int(weight))
+        return update.astype(np.float64, copy=False)
 
-    def _placed(self, metrics: Sequence[float]) -> Floats:
-        """Metrics on the grid: the lowest value at -`middle`, the highest at `middle`."""
+    def placed(self, metrics: Sequence[float]) -> Floats:
+        """Metrics from -1, the lowest value, to 1, the highest."""
         found = np.array(metrics, np.float64)
         if not np.isfinite(found).all():
             raise ValueError("metrics: expected finite numbers")
         low, high = np.array(self.metrics, np.float64).reshape(-1, 2).T
         place: Floats = (np.clip(found, low, high) - low) / (high - low)
-        return (2.0 * place - 1.0) * self.middle
+        return 2.0 * place - 1.0
 
     def decode(self, total: NDArray[Any], included: int) -> tuple[Floats, int]:
         """The weighted mean of the `included` updates in the sum `total`, and the sum of their weights.
@@ -162,3 +174,157 @@ class Codec:
         # Exact in float64 below 2^53: sums are at most included * 2^32.
         centred = total[part].astype(np.float64) - float(included * self.middle)
         return centred * (self.max_weight / weights), weights
+
+
+EXTRA = 0.25
+"""With noise, the weight and each metric take this part of the clipping norm."""
+
+_TRIES = 1000  # each succeeds at least four times in ten
+
+
+def joint_norm(clipping_norm: float, extras: int) -> float:
+    """The L2 norm of an update with so many extra entries: its weight, if it has one, and its metrics."""
+    return clipping_norm * sqrt(1.0 + extras * EXTRA**2)
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateCodec:
+    """How updates travel when their sum is to be differentially private: as `plan` says, in one round.
+
+    plan           for `length` entries and the norm `joint_norm(clipping_norm, ...)`
+    seed           of the public rotation: another in every round, the same for all clients
+    dim, clipping_norm, max_weight, metrics
+                   as in `Codec`; if `max_weight` is 1, every contribution counts 1, and how many there are
+                   is known without telling
+
+    Every entry, the weight's and the metrics' included, is inside the one sensitivity that the plan is for.
+    """
+
+    plan: Plan
+    seed: bytes
+    dim: int
+    clipping_norm: float
+    max_weight: int = 1
+    metrics: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        Codec(self.dim, self.clipping_norm, self.max_weight, 2, self.metrics)  # checks these
+        norm = joint_norm(self.clipping_norm, self.length - self.dim)
+        if self.plan.dim != self.length or not isclose(self.plan.clipping_norm, norm, rel_tol=1e-9):
+            raise ValueError(
+                f"plan: expected one for {self.length} entries of norm {norm:.6g}, got {self.plan.dim} "
+                f"entries of norm {self.plan.clipping_norm:.6g}"
+            )
+
+    @property
+    def weighted(self) -> bool:
+        """Whether a weight travels."""
+        return self.max_weight > 1
+
+    @property
+    def bound(self) -> int:
+        """Every entry of a client's vector is below this in absolute value."""
+        return self.plan.bound
+
+    @property
+    def length(self) -> int:
+        """Entries of an encoded vector: the update, the metrics and, if there are any, the weight."""
+        return self.dim + len(self.metrics) + self.weighted
+
+    def error(self, included: int, weights: int) -> float:
+        """Standard deviation of the noise in an entry of a decoded mean."""
+        return self.plan.error * self.max_weight / weights
+
+    def clips(self, update: Floats) -> bool:
+        """Whether `encode` would change `update`, which is finite, by clipping."""
+        return bool(self.dim) and float(np.linalg.norm(update)) > self.clipping_norm
+
+    def encode(
+        self, update: Floats, weight: int = 1, rng: Rng = system, metrics: Sequence[float] = ()
+    ) -> NDArray[np.int64]:
+        """An update, its metrics and its weight as `length` integers about zero.
+
+        Raises `ValueError` as `Codec.encode` does.
+        """
+        exact = Codec(self.dim, self.clipping_norm, self.max_weight, 2, self.metrics)
+        update = exact.checked(update, weight, metrics)
+        joined = np.empty(self.length)
+        joined[: self.dim] = clip_l2(update, self.clipping_norm)
+        extra = EXTRA * self.clipping_norm
+        joined[self.dim : self.dim + len(metrics)] = exact.placed(metrics) * extra
+        if self.weighted:
+            joined[-1] = extra
+        joined *= weight / self.max_weight
+        return self._rounded(rotate(joined, self.seed) * self.plan.scale, rng)
+
+    def encode_records(self, updates: Floats, rng: Rng = system) -> NDArray[np.int64]:
+        """The sum of what each record contributes, encoded one by one: `updates` has a row for each.
+
+        Raises `ValueError` as `encode` does, or for more records than the plan is for.
+        """
+        updates = np.asarray(updates)
+        if updates.ndim != 2 or len(updates) > self.plan.records:
+            raise ValueError(
+                f"updates: expected at most {self.plan.records} rows, one a record, got {updates.shape}"
+            )
+        total = np.zeros(self.length, np.int64)
+        for update in updates:
+            total += self.encode(update, 1, rng)
+        return total
+
+    def _rounded(self, values: Floats, rng: Rng) -> NDArray[np.int64]:
+        """Rounded without bias, again and again until the norm is allowed (conditional rounding).
+
+        The norm is that of the integers, found in integers: whatever floats did before, it is the
+        sensitivity that the plan is for.
+        """
+        rng = seeded(Label.ROUNDING.value.encode(), rng(32))
+        for _ in range(_TRIES):
+            rounded = round_stochastically(values, rng)
+            if _squares(rounded) <= self.plan.norm_squared:
+                return rounded
+        raise ValueError(
+            f"rounding: no result within the norm in {_TRIES} tries; this plan is not for such updates"
+        )
+
+    def decode(self, total: NDArray[Any], included: int) -> tuple[Floats, int]:
+        """The weighted mean of the `included` updates, with noise, and the sum of weights, rounded.
+
+        Without weights, `included` counts contributions: clients, or records. Raises `Aborted` if the noisy
+        sum of weights is not positive, `ValueError` if the sum is none of this codec.
+        """
+        back, weights = self._mean(total, included)
+        return back[: self.dim], max(1, round(weights))
+
+    def decode_metrics(self, total: NDArray[Any], included: int) -> list[float]:
+        """The weighted mean of each metric, with noise: possibly outside its range."""
+        back, _ = self._mean(total, included)
+        places = back[self.dim : self.dim + len(self.metrics)] / (EXTRA * self.clipping_norm)
+        return [
+            float(low + (high - low) * (place + 1.0) / 2.0)
+            for place, (low, high) in zip(places, self.metrics, strict=True)
+        ]
+
+    def _mean(self, total: NDArray[Any], included: int) -> tuple[Floats, float]:
+        total = np.asarray(total)
+        if total.shape != (self.length,) or total.dtype.kind != "i":
+            raise ValueError(
+                f"sum: expected {self.length} centred integers, got {total.dtype} of shape {total.shape}"
+            )
+        if included < 1:
+            raise ValueError(f"sum: expected at least one contribution, got {included}")
+        back = unrotate(total / self.plan.scale, self.seed) * self.max_weight
+        weights = float(included)
+        if self.weighted:
+            weights = float(back[-1]) / (EXTRA * self.clipping_norm)
+            if not weights > 0:
+                raise Aborted("sum", "the noisy sum of weights is not positive", revealed=True)
+        return back / weights, weights
+
+
+def _squares(values: NDArray[np.int64]) -> int:
+    """The exact squared L2 norm."""
+    largest = int(np.abs(values).max(initial=0))
+    if largest**2 * max(1, values.size) < 1 << 63:
+        return int(np.dot(values, values))
+    return sum(int(v) ** 2 for v in values)

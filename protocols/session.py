@@ -166,10 +166,9 @@ class Session:
     def _noisy_bits(self, bits: int | None) -> int:
         if bits is None:
             raise LocalError("bits: with noise, expected the ring's width: it is chosen with the noise")
-        bits = checked_integer("bits", bits, MIN_BITS, MAX_BITS)
-        if self.bound > 1 << bits - 1:
-            raise Infeasible(f"bound {self.bound}: one client's entry alone would wrap modulo 2^{bits}")
-        return bits
+        if self.bound > 1 << 62:
+            raise Infeasible(f"bound {self.bound}: with noise, at most 2^62")
+        return checked_integer("bits", bits, MIN_BITS, MAX_BITS)
 
     @property
     def signed(self) -> bool:

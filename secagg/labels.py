@@ -40,6 +40,7 @@ class Label(Enum):
     INSTRUCTION = "instruction"
     OPENING = "opening of a round"
     ROUNDING = "rounding"
+    ROTATION = "rotation"
     ROSTER = "roster"
 
 

@@ -1,0 +1,360 @@
+"""What noise a guarantee takes, and what the noise costs: calibration of sums with noise.
+
+The guarantee is (epsilon, delta)-differential privacy against everybody who sees the sums, the server
+included. Neighbouring inputs differ in one contribution, there or replaced by zeros: the whole vector of one
+client, a hospital (`records` is 1), or what one of its records, a patient, adds to it. It holds if at most
+`colluding` of the included clients leave out their noise or tell it to the observer.
+
+How it is argued (docs/decisions/0011):
+- A contribution's integers have an L2 norm of at most `norm`, checked on the integers.
+- Honest clients' noise in the sum is Skellam with at least `variance` in every entry. A shift of that noise
+  by one is (factor / sigma)-GDP (Dong, Roth, Su, "Gaussian Differential Privacy", JRSS B 2022), where
+  `gaussian_factor` is just above 1: the largest slope between any two neighbouring points of the trade-off
+  function, found on the exact distribution function. Shifts by more follow by group privacy, entries
+  compose by the root of the sum of squares: the sum is (factor * norm / sigma)-GDP.
+- Rounds compose the same way, and `dp_accounting` converts between that and (epsilon, delta).
+
+So all is as with the Gaussian mechanism, and no bound on moments stands between.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from math import cosh, erfc, exp, inf, isfinite, isqrt, log, pi, sinh, sqrt
+from typing import Any
+
+import numpy as np
+
+from protocols.errors import Infeasible
+from protocols.xnoise import SMOOTH, Noisy
+from secagg.noise import VARIANCES, Family, noise
+
+NO_WORSE = 0.01
+"""The mean squared error may exceed that of a trusted server's Gaussian noise by this fraction."""
+
+_MARGIN = 1 + 1e-8  # what the quantile function of the normal distribution and float64 may be off by
+
+
+# ------------------------------------------------------------------------- Gaussian and (epsilon, delta)
+
+
+def mu_of(epsilon: float, delta: float) -> float:
+    """The largest mu for which mu-GDP gives (epsilon, delta): the reciprocal of a noise multiplier.
+
+    Raises `ValueError` unless epsilon is positive and delta lies between 0 and 1.
+    """
+    _check_target(epsilon, delta)
+    accounting = _dp_accounting()
+    target = accounting.DifferentialPrivacyParameters(epsilon, delta)
+    return 1.0 / float(accounting.GaussianPrivacyLoss.from_privacy_guarantee(target).standard_deviation)
+
+
+def epsilon_of(mu: float, delta: float) -> float:
+    """The epsilon that mu-GDP gives at `delta`, rounded up to a relative 10^-9."""
+    _check_target(1.0, delta)
+    if not mu >= 0:
+        raise ValueError(f"mu: expected 0 or more, got {mu}")
+    if mu == 0 or _delta_of(mu, 0.0) <= delta:
+        return 0.0
+    low, high = 0.0, 1.0
+    while _delta_of(mu, high) > delta:
+        low, high = high, 2 * high
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _delta_of(mu, middle) > delta else (low, middle)
+    return high
+
+
+def composed(mus: Iterable[float]) -> float:
+    """The mu of several releases together (Dong, Roth, Su 2022, Corollary 3.3)."""
+    return sqrt(sum(mu * mu for mu in mus))
+
+
+def _delta_of(mu: float, epsilon: float) -> float:
+    return float(_gaussian_loss(mu).get_delta_for_epsilon(epsilon))
+
+
+@lru_cache(maxsize=8)
+def _gaussian_loss(mu: float) -> Any:
+    return _dp_accounting().GaussianPrivacyLoss(1.0 / mu)
+
+
+def _dp_accounting() -> Any:
+    try:  # takes about a second
+        from dp_accounting.pld import common, privacy_loss_mechanism
+    except ImportError:
+        raise RuntimeError("accounting of privacy needs the extra dp: pip install 'secagg[dp]'") from None
+
+    class Both:
+        DifferentialPrivacyParameters = common.DifferentialPrivacyParameters
+        GaussianPrivacyLoss = privacy_loss_mechanism.GaussianPrivacyLoss
+
+    return Both
+
+
+def _check_target(epsilon: float, delta: float) -> None:
+    if not (isfinite(epsilon) and epsilon > 0):
+        raise ValueError(f"epsilon: expected a positive number, got {epsilon}")
+    if not 0 < delta < 1:
+        raise ValueError(f"delta: expected a number between 0 and 1, got {delta}")
+
+
+# --------------------------------------------------------------------------------- integer noise
+
+
+@lru_cache(maxsize=64)
+def gaussian_factor(family: Family, variance: float) -> float:
+    """How much more a shift of this noise by an integer tells than one of Gaussian noise of that variance.
+
+    The noise shifted by k is (factor * k / sqrt(variance))-GDP. Both distributions are log-concave, so
+    likelihood ratios are monotone, the trade-off function has its corners at thresholds, and between them it
+    is linear while the Gaussian one is convex: it suffices to look at the corners, where the noise shifted by
+    one is at least `z` with probability F(-z), and the noise itself with F(-z - 1). Left out are events of
+    probability below 2^-120: any delta is larger by far, times all entries and rounds there are.
+    """
+    from scipy.special import ndtri  # comes with dp-accounting
+
+    steps = noise(family, variance).steps()
+    up_to_zero = 1 - steps.first  # the rest is its mirror image
+    likely = bisect_left(steps.low, 1 << steps.bits - 120)
+    f = np.array([low / (1 << steps.bits) for low in steps.low[likely:up_to_zero]])
+    slope = float(np.diff(ndtri(f)).max(initial=0.0))
+    return max(1.0, slope * sqrt(variance)) * _MARGIN
+
+
+def divergence(family: Family, parts: int) -> float:
+    """How far the sum of so many parts of noise is from one of its family: the largest log ratio.
+
+    None for Skellam. For discrete Gaussians, each of variance at least `SMOOTH`: a sum of two differs from
+    one of the joint variance by a factor of 1 +- 2 exp(-2 pi^2 t^2), where t^2 = a b / (a + b), and terms of
+    higher order (by Poisson's summation formula): by 1 + 4.1 exp(-pi^2 SMOOTH) at most, each time.
+    """
+    return 0.0 if family == "skellam" else parts * 4.1 * exp(-pi * pi * SMOOTH)
+
+
+# ------------------------------------------------------------------------------------------ plans
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How updates travel so that all rounds together are (epsilon, delta)-differentially private.
+
+    Made by `plan`. Units: an update's own for `clipping_norm` and `error`; `scale` integers to one of them.
+
+    records    most contributions of one client, each of which is protected; 1 if that is the client's vector
+    norm_squared
+               largest squared L2 norm of one contribution's integers
+    variance   of the honest clients' noise in an entry of the sum, in integers squared
+    mu         one round is mu-GDP
+    bits       width of the ring
+    error      root mean squared error of an entry of the *sum*, if all take part and updates are aligned
+    central    the same of Gaussian noise added by a trusted server with the same guarantee
+    wraps      expected number of entries of a sum that wrap: with updates independent of each other, and with
+               all of them the same
+    """
+
+    dim: int
+    clipping_norm: float
+    cohort: int
+    records: int
+    colluding: int
+    rounds: int
+    epsilon: float
+    delta: float
+    family: Family
+    scale: float
+    norm_squared: int
+    variance: float
+    mu: float
+    bits: int
+    error: float
+    central: float
+    wraps: tuple[float, float]
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Of the Gaussian mechanism with the same guarantee: its deviation over the clipping norm."""
+        return 1.0 / self.mu
+
+    @property
+    def bound(self) -> int:
+        """Every integer that a client sums up is below this, in absolute value."""
+        return self.records * isqrt(self.norm_squared) + 1
+
+    @property
+    def noisy(self) -> Noisy:
+        """What a session must agree on."""
+        return Noisy(self.variance, self.colluding, self.family)
+
+
+def plan(
+    dim: int, clipping_norm: float, cohort: int, epsilon: float, delta: float, *, rounds: int = 1,
+    records: int = 1, colluding: int = 0, bits: int | None = None, family: Family = "skellam", parts: int = 8,
+) -> Plan:  # fmt: skip
+    """The noise multiplier, scale and bits for a target, with the error to expect.
+
+    dim            entries of what is summed, weights and metrics included
+    clipping_norm  largest L2 norm of a contribution
+    cohort         clients of a round; `colluding` of them are not counted on for noise
+    records        most contributions of one client
+    epsilon, delta of all `rounds` together
+    bits           of the ring; by default the fewest with which the error is at most 1 % above a trusted
+                   server's
+    parts          of noise that a client adds at most: matters for discrete Gaussians only
+
+    Raises `ValueError` for impossible input, `Infeasible` for a target that cannot be met, with what can.
+    """
+    for name, value, least in (("dim", dim, 1), ("cohort", cohort, 1), ("rounds", rounds, 1),
+                               ("records", records, 1)):  # fmt: skip
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    if not 0 <= colluding < cohort:
+        raise ValueError(f"colluding: expected fewer than the cohort of {cohort}, got {colluding}")
+    if not (isfinite(clipping_norm) and clipping_norm > 0):
+        raise ValueError(f"clipping_norm: expected a positive number, got {clipping_norm}")
+    _check_target(epsilon, delta)
+    if delta > 1 / (cohort * records):
+        raise ValueError(
+            f"delta: expected at most 1 / {cohort * records}, one over the contributions, got {delta}: to "
+            "publish one of them in full would meet it"
+        )
+    spent = rounds * dim * divergence(family, parts * cohort)
+    if spent >= epsilon / 2:
+        raise Infeasible(f"{family}: {rounds} rounds of {dim} entries alone cost epsilon {spent:.3g}")
+    mu = mu_of(epsilon - spent, delta) / sqrt(rounds)
+    about = _Layout(dim, cohort, records, colluding, mu, family)
+    if bits is not None:
+        found = about.best(bits)
+        if found is None:
+            raise Infeasible(f"bits: {bits} cannot hold a sum of {cohort} clients with noise multiplier "
+                             f"{1 / mu:.3g}; at least {about.fewest()} can")  # fmt: skip
+    else:
+        bits = about.fewest()
+        found = about.best(bits)
+    assert found is not None
+    scale, squared = found
+    variance = about.variance(squared)
+    error, wraps = about.error(scale, squared, bits)
+    return Plan(
+        dim, clipping_norm, cohort, records, colluding, rounds, epsilon, delta, family,
+        scale / clipping_norm, squared, variance, mu, bits,
+        sqrt(error) * clipping_norm, sqrt(about.central) * clipping_norm, wraps,
+    )  # fmt: skip
+
+
+_FEWEST, _MOST = 5, 40
+_TABULATED = 2.0**20  # a factor falls as the variance grows, and here it is 1 + 2e-7
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a plan's error depends on, in units of the clipping norm."""
+
+    dim: int
+    cohort: int
+    records: int
+    colluding: int
+    mu: float
+    family: Family
+
+    @property
+    def central(self) -> float:
+        """Variance of an entry of the sum with a trusted server's noise."""
+        return 1.0 / self.mu**2
+
+    def squared(self, scale: float) -> int:
+        """The largest squared norm of an update of norm `scale` after rounding that is accepted.
+
+        Rounding adds at most min(dim / 4, sqrt(dim) scale) in expectation, and deviates from it by less than
+        scale + sqrt(dim) / 2 at least four times in ten (Kairouz, Liu, Steinke 2021, section 4.2, with beta =
+        exp(-1/2)); whoever exceeds it rounds again.
+        """
+        added = min(self.dim / 4, sqrt(self.dim) * scale)
+        return int(scale * scale + added + scale + sqrt(self.dim) / 2) + 1
+
+    def variance(self, squared: int) -> float:
+        """Of the honest clients' noise in an entry of the sum."""
+        wanted = squared / self.mu**2  # the factor for what is less than will be: on the safe side
+        return wanted * gaussian_factor(self.family, min(wanted, _TABULATED)) ** 2
+
+    def error(self, scale: float, squared: int, bits: int) -> tuple[float, tuple[float, float]]:
+        """Mean squared error of an entry of the sum, and how many entries wrap: independent, aligned."""
+        honest = self.cohort - self.colluding
+        noise_variance = squared / self.mu**2 * self.cohort / honest
+        contributions = self.cohort * self.records
+        rounding = contributions * min(0.25, scale / sqrt(self.dim))
+        wraps, worst = [], 0.0
+        for together in (contributions, contributions**2):
+            signal = together * scale**2 / self.dim
+            chance, squares = _wrapping(noise_variance, rounding + signal, 2.0 ** (bits - 1))
+            wraps.append(self.dim * chance)
+            worst = max(worst, squares)
+        return (noise_variance + rounding + worst) / scale**2, (wraps[0], wraps[1])
+
+    def best(self, bits: int) -> tuple[float, int] | None:
+        """The scale with the least error, and its squared norm; None if a single update would not fit."""
+        half, least, found = 2.0 ** (bits - 1), inf, None
+        # What one client adds must be sampled; a part of it is at most half as much again.
+        lowest, highest = VARIANCES[self.family][0] * 2, VARIANCES[self.family][1] / 2
+        # From a scale at which noise is a thirtieth of the ring's half to where it fills it.
+        low, high = log(half * self.mu / 300), log(half * self.mu)
+        for step in range(400):
+            scale = exp(low + (high - low) * step / 399)
+            squared = self.squared(scale)
+            each = squared / self.mu**2 / (self.cohort - self.colluding)
+            if isqrt(squared) + 1 > half or not lowest <= each <= highest:
+                continue
+            error, _ = self.error(scale, squared, bits)
+            if error < least:
+                least, found = error, (scale, squared)
+        return found
+
+    def fewest(self) -> int:
+        """The fewest bits with which the error is hardly above that of a trusted server."""
+        allowed = (1 + NO_WORSE) * self.central * self.cohort / (self.cohort - self.colluding)
+        least, which = inf, None
+        for bits in range(_FEWEST, _MOST + 1):
+            found = self.best(bits)
+            if found is None:
+                continue
+            error, _ = self.error(*found, bits)
+            if error <= allowed:
+                return bits
+            if error < least * (1 - 1e-3):
+                least, which = error, bits
+        if which is None:
+            raise Infeasible(f"no ring holds {self.cohort} updates of {self.dim} entries with this noise")
+        return which
+
+
+def _wrapping(noise_variance: float, other: float, half: float) -> tuple[float, float]:
+    """The chance that an entry leaves -half to half, and the mean square of what that adds to its error.
+
+    The entry is Skellam noise and a normal variable of variance `other`: by Lugannani and Rice's
+    saddlepoint approximation, which is right to a few per cent of the chance even far out.
+    """
+    chance = squares = 0.0
+    for turns in range(1, 4):
+        beyond = 2 * _tail(noise_variance, other, (2 * turns - 1) * half)
+        chance += beyond if turns == 1 else 0.0
+        squares += beyond * (turns**2 - (turns - 1) ** 2) * (2 * half) ** 2
+    return min(1.0, chance), squares
+
+
+def _tail(v: float, w: float, x: float) -> float:
+    """P(Z > x) for x > 0, Z Skellam of variance v plus normal of variance w."""
+    s = x / (v + w)
+    for _ in range(60):  # K'(s) = v sinh(s) + w s = x, by Newton's method from above
+        s = min(s, 30.0)
+        step = (v * sinh(s) + w * s - x) / (v * cosh(s) + w)
+        s -= step
+        if abs(step) < 1e-12 * s:
+            break
+    exponent = max(0.0, s * x - v * 2 * sinh(s / 2) ** 2 - w * s * s / 2)
+    r, u = sqrt(2 * exponent), s * sqrt(v * cosh(s) + w)
+    if r < 1e-3:
+        return 0.5
+    return min(1.0, max(0.0, erfc(r / sqrt(2)) / 2 + exp(-exponent) / sqrt(2 * pi) * (1 / u - 1 / r)))

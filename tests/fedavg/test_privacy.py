@@ -1,0 +1,305 @@
+"""`fedavg.privacy`: calibration against the exact loss of the mechanism itself, by others' accountants."""
+
+from __future__ import annotations
+
+import itertools
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import pytest
+from dp_accounting.pld import privacy_loss_distribution as pld
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import norm, skellam
+
+from fedavg.codec import EXTRA, PrivateCodec, joint_norm
+from fedavg.privacy import (
+    _Layout,
+    _tail,
+    composed,
+    divergence,
+    epsilon_of,
+    gaussian_factor,
+    mu_of,
+    plan,
+)
+from protocols.errors import Aborted, Infeasible
+from protocols.simulator import simulate
+from secagg.noise import FAMILIES, Family, noise
+from secagg.randomness import seeded
+
+
+def probabilities(family: Family, variance: float) -> tuple[Any, Any]:
+    """The integers that matter, and the probability of each."""
+    steps = noise(family, variance).steps()
+    f = np.array([low / (1 << steps.bits) for low in steps.low])
+    p = np.diff(f)
+    p[len(p) // 2 + 1 :] = p[: len(p) // 2][::-1]  # F near 1 has lost what F near 0 still tells
+    return np.arange(steps.first + 1, -steps.first), p
+
+
+def hockey_stick(p: Any, q: Any, epsilon: float) -> float:
+    """The least delta for which p is within e^epsilon of q."""
+    return float(np.maximum(p - np.exp(epsilon) * q, 0.0).sum())
+
+
+def gaussian_delta(mu: float, epsilon: float) -> float:
+    """The same of two normal distributions, mu apart (Balle and Wang 2018, Theorem 8)."""
+    return float(norm.cdf(mu / 2 - epsilon / mu) - np.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("variance", [0.5, 1.0, 4.0, 33.3, 1000.0])
+@pytest.mark.parametrize("shift", [1, 2, 5])
+def test_a_shift_tells_no_more_than_the_gaussian_that_stands_for_it(
+    family: Family, variance: float, shift: int
+) -> None:
+    _, p = probabilities(family, variance)
+    mu = gaussian_factor(family, variance) * shift / sqrt(variance)
+    here = np.concatenate([p, np.zeros(shift)])
+    there = np.concatenate([np.zeros(shift), p])
+    for epsilon in np.linspace(0, 3 * mu * mu + 3 * mu, 200):
+        exact = max(hockey_stick(here, there, epsilon), hockey_stick(there, here, epsilon))
+        assert exact <= gaussian_delta(mu, epsilon) + 1e-15
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_shifted_entries_tell_no_more_than_their_norm(family: Family) -> None:
+    """The product over entries, enumerated: shifts 1, 2 and 3 at once, and their norm's Gaussian."""
+    k, p = probabilities(family, 9.0)
+    middle = np.abs(k) < 18
+    p = p[middle]
+    here = there = np.ones(1)
+    for shift in (1, 2, 3):
+        here = np.outer(here, np.concatenate([p, np.zeros(shift)])).ravel()
+        there = np.outer(there, np.concatenate([np.zeros(shift), p])).ravel()
+    mu = gaussian_factor(family, 9.0) * sqrt(1 + 4 + 9) / 3
+    for epsilon in np.linspace(0, 6, 13):
+        # What was cut off may add a little; at epsilon 6 delta is about 0.001.
+        assert hockey_stick(here, there, epsilon) <= gaussian_delta(mu, epsilon) + 1e-6
+
+
+def test_the_factor_is_near_one_and_falls() -> None:
+    for family in FAMILIES:
+        factors = [gaussian_factor(family, 2.0**e) for e in range(3, 21)]
+        assert all(a >= b for a, b in itertools.pairwise(factors))
+        assert factors[0] < 1.03
+        assert factors[-1] < 1 + 1e-6
+    assert gaussian_factor("skellam", 1e4) == pytest.approx(1 + 1 / 6e4, rel=1e-7)
+
+
+@pytest.mark.parametrize(("variance", "shift", "rounds"), [(900.0, 30, 1), (900.0, 10, 10), (2500.0, 5, 20)])
+def test_epsilon_is_within_a_hundredth_of_the_mechanisms_own_loss(
+    variance: float, shift: int, rounds: int
+) -> None:
+    """Against the loss distribution of the Skellam mechanism itself, composed by dp-accounting."""
+    k, p = probabilities("skellam", variance)
+    log = dict(zip(k.tolist(), np.log(np.maximum(p, 1e-300)).tolist(), strict=True))
+    shifted = {i + shift: value for i, value in log.items()}
+    both = set(log) & set(shifted)
+    exact = pld.from_two_probability_mass_functions(
+        {i: log[i] for i in both}, {i: shifted[i] for i in both}, value_discretization_interval=1e-4
+    ).self_compose(rounds)
+    mu = composed([gaussian_factor("skellam", variance) * shift / sqrt(variance)] * rounds)
+    for delta in (1e-3, 1e-5, 1e-7):
+        truth = exact.get_epsilon_for_delta(delta)
+        assert truth * 0.995 <= epsilon_of(mu, delta) <= truth * 1.01
+
+
+@given(st.floats(0.01, 50), st.floats(1e-12, 0.1))
+def test_mu_and_epsilon_are_inverse(epsilon: float, delta: float) -> None:
+    mu = mu_of(epsilon, delta)
+    assert epsilon_of(mu, delta) == pytest.approx(epsilon, rel=1e-4)
+    assert gaussian_delta(mu, epsilon) == pytest.approx(delta, rel=1e-3)
+
+
+@pytest.mark.parametrize("lost", [0.0, 1.0])
+def test_a_release_that_tells_nothing_costs_nothing(lost: float) -> None:
+    assert epsilon_of(0.0, 1e-5) == 0.0
+    assert epsilon_of(1e-6 * lost, 1e-5) == 0.0
+
+
+def test_central_figures_of_a_plan() -> None:
+    """One per cent above a trusted server's error, at 2^20 entries, a hundred clients, multiplier 1."""
+    found = plan(1 << 20, 1.0, 100, epsilon_of(1.0, 1e-5), 1e-5)
+    assert found.bits == 16
+    assert found.noise_multiplier == pytest.approx(1.0, rel=1e-5)
+    assert 1.0 < (found.error / found.central) ** 2 <= 1.01
+    assert found.central == pytest.approx(1.0, rel=1e-5)
+    assert found.wraps[0] <= found.wraps[1] < 100
+    # Sensitivity, noise and guarantee fit together.
+    mu = sqrt(found.norm_squared / found.variance)
+    assert mu < found.mu * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("v", "w"), [(100.0, 0.0), (100.0, 50.0), (3000.0, 300.0), (2.0, 1.0)])
+def test_the_tail_is_right_far_out(v: float, w: float) -> None:
+    """Against the sum over every value of the Skellam variable."""
+    for deviations in (2, 3, 4, 5, 6):
+        x = np.ceil(deviations * sqrt(v + w)) - 0.5
+        if w == 0.0:
+            truth = skellam.sf(x, v / 2, v / 2)
+            assert _tail(v, w, x) == pytest.approx(truth, rel=0.5)  # a lattice has no exact counterpart
+            continue
+        k = np.arange(-int(40 * sqrt(v)) - 60, int(40 * sqrt(v)) + 60)
+        truth = (skellam.pmf(k, v / 2, v / 2) * norm.sf((x - k) / sqrt(w))).sum()
+        assert _tail(v, w, x) == pytest.approx(truth, rel=0.1)
+
+
+def encoded_sum(codec: PrivateCodec, updates: Any, weights: Any = None, metrics: Any = None) -> Any:
+    """What clients encode, summed by a real session with the plan's noise."""
+    n = len(updates)
+    vectors = {
+        f"c{i:03}": codec.encode(
+            updates[i], 1 if weights is None else weights[i], seeded(b"r", bytes([i])),
+            () if metrics is None else metrics[i],
+        )
+        for i in range(n)
+    }  # fmt: skip
+    run = simulate(
+        vectors, bound=codec.bound, bits=codec.plan.bits, noise=codec.plan.noisy, dropout=0.0, corrupted=0.0
+    )
+    return run.sum
+
+
+def test_the_error_of_a_mean_is_what_the_plan_said() -> None:
+    """Measured on sessions: noise, rounding and wrapping together, updates all alike."""
+    n, dim, rounds = 12, 5000, 6
+    found = plan(dim, 1.0, n, 20.0, 1e-3)
+    update = np.zeros(dim)
+    update[17] = 1.0
+    squares = 0.0
+    for i in range(rounds):
+        codec = PrivateCodec(found, bytes([i]), dim, 1.0)
+        mean, weights = codec.decode(encoded_sum(codec, [update] * n), n)
+        assert weights == n
+        squares += ((n * (mean - update)) ** 2).mean() / rounds
+    assert squares == pytest.approx(found.error**2, rel=5 * sqrt(2 / (rounds * dim)))
+    assert codec.error(n, n) == pytest.approx(found.error / n)
+
+
+def test_few_bits_wrap_as_often_as_was_said() -> None:
+    n, dim = 12, 20_000
+    found = plan(dim, 1.0, n, 5.0, 1e-3, bits=10)
+    _, wraps = _Layout(dim, n, 1, 0, found.mu, "skellam").error(found.scale, found.norm_squared, 9)
+    assert 50 < wraps[0] < wraps[1] < 2000
+    codec, generator = PrivateCodec(found, b"s", dim, 1.0), np.random.default_rng(1)
+    drawn = noise("skellam", found.variance).sample(bytes(16), dim)
+    for together, expected in zip((False, True), wraps, strict=True):
+        updates = generator.normal(size=(1 if together else n, dim)) / sqrt(dim)
+        total = drawn + sum(codec.encode(updates[i % len(updates)]) for i in range(n))
+        assert (np.abs(total) >= 256).sum() == pytest.approx(expected, rel=0.2)
+
+
+def test_weights_and_metrics_come_back() -> None:
+    n, dim = 10, 500
+    norm_of_all = joint_norm(2.0, 2)
+    assert norm_of_all == pytest.approx(2.0 * sqrt(1 + 2 * EXTRA**2))
+    found = plan(dim + 2, norm_of_all, n, 1000.0, 1e-2)
+    codec = PrivateCodec(found, b"s", dim, 2.0, 100, ((0.0, 5.0),))
+    generator = np.random.default_rng(1)
+    updates = generator.normal(size=(n, dim)) * 0.05
+    weights = generator.integers(20, 100, n)
+    metrics = generator.uniform(0, 5, (n, 1))
+    total = encoded_sum(codec, updates, weights, metrics)
+    mean, found_weights = codec.decode(total, n)
+    noise_of_mean = codec.error(n, weights.sum())
+    assert found_weights == pytest.approx(weights.sum(), abs=100 * 6 * found.error / (EXTRA * 2.0))
+    np.testing.assert_allclose(mean, np.average(updates, axis=0, weights=weights), atol=7 * noise_of_mean)
+    assert codec.decode_metrics(total, n)[0] == pytest.approx(
+        np.average(metrics[:, 0], weights=weights), abs=20 * noise_of_mean / EXTRA
+    )
+
+
+def test_a_total_weight_that_is_not_positive_is_aborted() -> None:
+    found = plan(4, joint_norm(1.0, 1), 3, 1.0, 1e-2)
+    codec = PrivateCodec(found, b"s", 3, 1.0, 100)
+    with pytest.raises(Aborted, match="sum of weights is not positive"):
+        codec.decode(-codec.encode(np.zeros(3), 100), 1)
+
+
+@given(st.integers(1, 300), st.floats(1e-3, 1e3), st.integers(0, 100))
+def test_no_vector_exceeds_the_norm_of_the_plan(dim: int, size: float, data: int) -> None:
+    found = plan(dim, 1.0, 3, 3.0, 1e-2, bits=16)
+    codec = PrivateCodec(found, bytes([data]), dim, 1.0)
+    update = np.random.default_rng(data).normal(size=dim)
+    sent = codec.encode(update * size / np.linalg.norm(update))
+    assert sum(int(v) ** 2 for v in sent) <= found.norm_squared
+    assert np.abs(sent).max() < codec.bound
+    assert codec.clips(update * size / np.linalg.norm(update)) == (size > 1)
+
+
+def test_each_record_is_within_the_norm_and_their_sum_comes_back() -> None:
+    n, records, dim = 4, 50, 20
+    found = plan(dim, 1.0, n, 100.0, 1e-3, records=records)
+    codec = PrivateCodec(found, b"s", dim, 1.0)
+    updates = np.random.default_rng(3).normal(size=(records, dim)) * 0.1
+    vectors = {f"c{i}": codec.encode_records(updates, seeded(bytes([i]))) for i in range(n)}
+    run = simulate(vectors, bound=codec.bound, bits=found.bits, noise=found.noisy, dropout=0.0, corrupted=0.0)
+    mean, _ = codec.decode(run.sum, n * records)
+    np.testing.assert_allclose(mean, updates.mean(axis=0), atol=6 * codec.error(n, n * records))
+    with pytest.raises(ValueError, match="at most 50 rows"):
+        codec.encode_records(np.zeros((51, dim)))
+
+
+def test_rounding_is_without_bias() -> None:
+    found = plan(3, 1.0, 3, 1.0, 1e-2, bits=8)
+    codec = PrivateCodec(found, b"s", 3, 1.0)
+    update = np.array([0.31, -0.2, 0.05])
+    mean = np.mean([codec.decode(codec.encode(update), 1)[0] for _ in range(4000)], axis=0)
+    np.testing.assert_allclose(mean, update, atol=0.03 / found.scale * sqrt(2) * 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"epsilon": 0.0}, "epsilon: expected a positive"), ({"epsilon": float("inf")}, "epsilon: expected"),
+        ({"epsilon": float("nan")}, "epsilon: expected"), ({"delta": 0.0}, "delta: expected"),
+        ({"delta": 1.0}, "delta: expected"), ({"delta": 0.2}, "one over the contributions"),
+        ({"dim": 0}, "dim: expected an integer"), ({"cohort": 0}, "cohort: expected"),
+        ({"rounds": 0}, "rounds: expected"), ({"records": 0}, "records: expected"),
+        ({"clipping_norm": 0.0}, "clipping_norm: expected"), ({"colluding": 10}, "fewer than the cohort"),
+        ({"delta": 0.05, "records": 5}, "at most 1 / 50"),
+    ],
+)  # fmt: skip
+def test_impossible_plans_are_refused(changes: dict[str, Any], says: str) -> None:
+    agreed = {"dim": 100, "clipping_norm": 1.0, "cohort": 10, "epsilon": 1.0, "delta": 1e-5} | changes
+    with pytest.raises(ValueError, match=says):
+        plan(**agreed)
+
+
+def test_too_few_bits_are_refused_with_how_many_would_do() -> None:
+    with pytest.raises(Infeasible, match=r"bits: 5 cannot hold .* at least \d+ can"):
+        plan(100_000, 1.0, 10, 100.0, 1e-5, bits=5)
+
+
+def test_a_plan_for_other_updates_is_refused() -> None:
+    found = plan(10, 1.0, 3, 1.0, 1e-2)
+    for dim, clipping_norm in ((9, 1.0), (10, 2.0)):
+        with pytest.raises(ValueError, match="plan: expected one for"):
+            PrivateCodec(found, b"", dim, clipping_norm)
+
+
+def test_a_sum_that_is_none_is_refused() -> None:
+    codec = PrivateCodec(plan(3, 1.0, 3, 1.0, 1e-2), b"", 3, 1.0)
+    for total, included in (
+        (np.zeros(4, np.int64), 1),
+        (np.zeros(3, np.uint64), 1),
+        (np.zeros(3, np.int64), 0),
+    ):
+        with pytest.raises(ValueError, match="sum: expected"):
+            codec.decode(total, included)
+
+
+def test_sums_of_discrete_gaussians_are_nearly_one() -> None:
+    """The divergence that is charged, against sums of four of the narrowest, exactly."""
+    _, p = probabilities("discrete-gaussian", 4.0)
+    total = p
+    for _ in range(3):
+        total = np.convolve(total, p)
+    wide_k, wide = probabilities("discrete-gaussian", 16.0)
+    middle = np.abs(np.arange(len(total)) - len(total) // 2) < 20
+    found = np.abs(np.log(total[middle] / wide[np.abs(wide_k) < 20]))
+    assert (found < divergence("discrete-gaussian", 4) + 1e-12).all()
+    assert divergence("skellam", 1000) == 0.0
