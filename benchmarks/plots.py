@@ -50,9 +50,11 @@ def _growth(points: list[dict[str, Any]], sweep: str, label: str, path: Path) ->
     for panel, title in zip(
         axes, ("a client, CPU ms", "the server, CPU ms", "bytes a client sends"), strict=True
     ):
-        if sweep != "dropout":
+        if sweep != "dropout":  # which changes them by less than ten
             panel.set_xscale("log")
-        panel.set_yscale("log")
+            panel.set_yscale("log")
+        else:
+            panel.set_ylim(bottom=0)
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_minor_formatter(NullFormatter())
         panel.set_xlabel(label)

@@ -99,7 +99,10 @@ def test_epsilon_is_within_a_hundredth_of_the_mechanisms_own_loss(
     shifted = {i + shift: value for i, value in log.items()}
     both = set(log) & set(shifted)
     exact = pld.from_two_probability_mass_functions(
-        {i: log[i] for i in both}, {i: shifted[i] for i in both}, value_discretization_interval=1e-4
+        {i: log[i] for i in both},
+        {i: shifted[i] for i in both},
+        value_discretization_interval=1e-4,
+        log_mass_truncation_bound=-60.0,
     ).self_compose(rounds)
     mu = composed([gaussian_factor("skellam", variance) * shift / sqrt(variance)] * rounds)
     for delta in (1e-3, 1e-5, 1e-7):
