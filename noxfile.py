@@ -1,4 +1,4 @@
-"""Environments beside the usual one.
+"""Environments beside the usual one; nox itself is in none of them (`pip install nox`, anywhere).
 
 `nox -s flower` and `nox -s ray`, each with arguments of pytest after `--`; `nox -s benchmarks -- --full`.
 """

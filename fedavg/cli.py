@@ -26,6 +26,7 @@ _PROTOCOLS = ("secagg", "secagg+")
 _UPLOADS = ("keys", "shares", "masked", "signatures", "reveals")
 _SEED = click.IntRange(0, 2**32 - 1)  # what scikit-learn's split takes
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_EXTRAS = {"sklearn": "demo", "matplotlib": "demo", "ray": "ray", "dp_accounting": "dp", "scipy": "dp"}
 _CITIES = ("bern", "brno", "cork", "gent", "graz", "lyon", "oslo", "pisa", "riga", "york")
 
 
@@ -56,9 +57,9 @@ def _clear_errors() -> Iterator[None]:
             "this does not fit into memory: fewer clients or entries, please"
         ) from None
     except ModuleNotFoundError as error:
-        if error.name not in ("sklearn", "matplotlib", "ray"):
+        extra = _EXTRAS.get(str(error.name))
+        if extra is None:
             raise
-        extra = "ray" if error.name == "ray" else "demo"
         print(f"This needs an extra: pip install 'secagg[{extra}]'", file=sys.stderr)
         sys.exit(2)
 
@@ -107,93 +108,20 @@ def _agreement(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="secagg")
-def cli() -> None:
-    """A server learns the sum of its clients' vectors and nothing else."""
-
-
-# ------------------------------------------------------------------------------------------- learning
-
-_DEMO_DROPOUTS = {
-    1: {"oslo": "keys"},
-    3: {"riga": "shares", "cork": "masked"},
-    6: {"pisa": "masked", "lyon": "signatures", "york": "reveals"},
-    10: {"bern": "keys", "gent": "shares", "brno": "masked"},
-    14: {"graz": "reveals"},
-}
-
-
-@cli.command()
-@click.option(
-    "--seed", type=_SEED, default=3, show_default=True, help="Reproduces everything, keys included."
-)
-@click.option("--rounds", default=20, show_default=True, type=click.IntRange(1))
-@click.option(
-    "--picture", type=_FILE, default=Path("secagg-demo.png"),
-    show_default=True, help="Where the learning curves go.",
-)  # fmt: skip
-def demo(seed: int, rounds: int, picture: Path) -> None:
-    """Ten uneven hospitals learn to find breast cancer together; some drop out on the way."""
-    with _clear_errors():
-        from fedavg import pictures
-        from fedavg.datasets import breast_cancer
-        from fedavg.experiment import make_model
-        from fedavg.server import FedAvg
-        from fedavg.train import LocalSGD
-
-        _check_writable(picture)
-        data = breast_cancer()
-        settings = FedAvg(
-            make_model("logistic", data), LocalSGD(3, 16, 0.05), rounds, seed=seed, clipping_norm=6.0
-        )
-        # gamma = 0.3 gives t = floor(2n/3) + 1 = 7 of 10, so that any three may drop out in a round.
-        agreed = {"threat_model": "malicious", "corrupted": 0.3, "dropout": 0.3, "task": "demo"}
-        outcome = _compare(
-            data, settings, agreed, lambda _: _DEMO_DROPOUTS, list(_CITIES), "dirichlet", 0.6, seed
-        )  # fmt: skip
-        pictures.learning_curves(
-            outcome, "Breast cancer, ten hospitals: secure and plain FedAvg coincide", picture
-        )
-        _show(outcome, "Breast cancer, 10 hospitals, malicious server; 7 of 10 shares open a secret")
-        click.echo(f"\nLearning curves: {picture}")
-
-
-def _compare(
-    data: Any, settings: Any, agreed: dict[str, Any], dropouts: Any, names: list[str],
-    partition: str, alpha: float, seed: int, max_records: int | None = None,
-) -> Outcome:  # fmt: skip
-    import numpy as np
-
-    from fedavg import experiment
-    from fedavg import partition as ways
-
-    rng = np.random.default_rng(seed)
-
-    def part(train: Any) -> Any:
-        if partition == "iid":
-            return ways.iid(len(train), names, rng)
-        if partition == "quantity":
-            return ways.quantity(len(train), names, rng, alpha, least=4)
-        if partition == "column":
-            if data.groups is None:
-                raise ValueError("partition column: needs --csv and --group")
-            return ways.by_column([data.groups[i] for i in train])
-        if data.task == "classification":
-            return ways.dirichlet(data.y[train], names, rng, alpha, least=4)
-        # For a quantity, label skew is by its quartile.
-        quartile = np.searchsorted(np.quantile(data.y[train], [0.25, 0.5, 0.75]), data.y[train])
-        return ways.dirichlet(quartile, names, rng, alpha, least=4)
-
-    steps = {
-        "each_hospital_alone": len(names),
-        "secure_FedAvg": settings.rounds,
-        "plain_FedAvg": settings.rounds,
-    }
-    with _progress(**steps) as tell:
-        return experiment.run(
-            data, part, settings, agreed, dropouts, seed=seed, max_records=max_records, on_step=tell
-        )
+def _guarantee(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say how little may be told of a record."""
+    for option in (
+        click.option(
+            "--delta", type=float, default=1e-5, show_default=True,
+            help="With --epsilon: the chance that it does not hold; far below one over all records.",
+        ),
+        click.option(
+            "--epsilon", type=float,
+            help="Differential privacy for every record, against the server too: noise is added.",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
 
 
 def _show(outcome: Outcome, title: str) -> None:
@@ -259,6 +187,118 @@ def _show(outcome: Outcome, title: str) -> None:
         )
 
 
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="secagg")
+def cli() -> None:
+    """A server learns the sum of its clients' vectors and nothing else."""
+
+
+# ------------------------------------------------------------------------------------------- learning
+
+_DEMO_DROPOUTS = {
+    1: {"oslo": "keys"},
+    3: {"riga": "shares", "cork": "masked"},
+    6: {"pisa": "masked", "lyon": "signatures", "york": "reveals"},
+    10: {"bern": "keys", "gent": "shares", "brno": "masked"},
+    14: {"graz": "reveals"},
+}
+
+
+@cli.command()
+@click.option(
+    "--seed", type=_SEED, default=3, show_default=True, help="Reproduces everything, keys included."
+)
+@click.option("--rounds", default=20, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--picture", type=_FILE, default=Path("secagg-demo.png"),
+    show_default=True, help="Where the learning curves go.",
+)  # fmt: skip
+@_guarantee
+def demo(seed: int, rounds: int, picture: Path, epsilon: float | None, delta: float) -> None:
+    """Ten uneven hospitals learn to find breast cancer together; some drop out on the way."""
+    with _clear_errors():
+        from fedavg import pictures
+        from fedavg.datasets import breast_cancer
+        from fedavg.experiment import make_model
+        from fedavg.server import FedAvg
+        from fedavg.train import LocalSGD
+
+        _check_writable(picture)
+        data = breast_cancer()
+        settings = FedAvg(
+            make_model("logistic", data), LocalSGD(3, 16, 0.05), rounds, seed=seed, clipping_norm=6.0
+        )
+        # gamma = 0.3 gives t = floor(2n/3) + 1 = 7 of 10, so that any three may drop out in a round.
+        agreed = {"threat_model": "malicious", "corrupted": 0.3, "dropout": 0.3, "task": "demo"}
+        if epsilon is not None:
+            from fedavg import cli_private
+            from fedavg.private import PrivateSGD
+
+            found = cli_private.run(
+                data, _partition(data, list(_CITIES), "dirichlet", 0.6, seed),
+                PrivateSGD(make_model("logistic", data), rounds, 2.0, seed=seed), agreed,
+                lambda _: _DEMO_DROPOUTS, epsilon, delta, seed, progress=_progress,
+            )  # fmt: skip
+            title = f"Breast cancer, ten hospitals, malicious server; epsilon {epsilon:g} for every patient"
+            pictures.private_curves(found, title, picture)
+            cli_private.show(found, title)
+            click.echo(f"\nLearning curves: {picture}")
+            return
+        outcome = _compare(
+            data, settings, agreed, lambda _: _DEMO_DROPOUTS, list(_CITIES), "dirichlet", 0.6, seed
+        )  # fmt: skip
+        pictures.learning_curves(
+            outcome, "Breast cancer, ten hospitals: secure and plain FedAvg coincide", picture
+        )
+        _show(outcome, "Breast cancer, 10 hospitals, malicious server; 7 of 10 shares open a secret")
+        click.echo(f"\nLearning curves: {picture}")
+
+
+def _compare(
+    data: Any, settings: Any, agreed: dict[str, Any], dropouts: Any, names: list[str],
+    partition: str, alpha: float, seed: int, max_records: int | None = None,
+) -> Outcome:  # fmt: skip
+
+    from fedavg import experiment
+
+    steps = {
+        "each_hospital_alone": len(names),
+        "secure_FedAvg": settings.rounds,
+        "plain_FedAvg": settings.rounds,
+    }
+    with _progress(**steps) as tell:
+        return experiment.run(
+            data, _partition(data, names, partition, alpha, seed), settings, agreed, dropouts, seed=seed,
+            max_records=max_records, on_step=tell,
+        )  # fmt: skip
+
+
+def _partition(data: Any, names: list[str], partition: str, alpha: float, seed: int) -> Any:
+    """What splits the training records among hospitals."""
+    import numpy as np
+
+    from fedavg import partition as ways
+
+    rng = np.random.default_rng(seed)
+
+    def part(train: Any) -> Any:
+        if partition == "iid":
+            return ways.iid(len(train), names, rng)
+        if partition == "quantity":
+            return ways.quantity(len(train), names, rng, alpha, least=4)
+        if partition == "column":
+            if data.groups is None:
+                raise ValueError("partition column: needs --csv and --group")
+            return ways.by_column([data.groups[i] for i in train])
+        if data.task == "classification":
+            return ways.dirichlet(data.y[train], names, rng, alpha, least=4)
+        # For a quantity, label skew is by its quartile.
+        quartile = np.searchsorted(np.quantile(data.y[train], [0.25, 0.5, 0.75]), data.y[train])
+        return ways.dirichlet(quartile, names, rng, alpha, least=4)
+
+    return part
+
+
 @cli.command()
 @click.option(
     "--dataset", type=click.Choice(("breast-cancer", "diabetes")), default="breast-cancer", show_default=True
@@ -279,8 +319,11 @@ def _show(outcome: Outcome, title: str) -> None:
 @click.option("--rounds", default=20, show_default=True, type=click.IntRange(1))
 @click.option("--epochs", default=2, show_default=True, type=click.IntRange(1))
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1))
-@click.option("--learning-rate", default=0.05, show_default=True)
-@click.option("--clipping-norm", default=4.0, show_default=True, help="Largest L2 norm of an update.")
+@click.option("--learning-rate", type=float, help="[default: 0.05; with --epsilon, 2, or 0.2 if linear]")
+@click.option(
+    "--clipping-norm", type=float,
+    help="Largest L2 norm of an update, or with --epsilon of a record's gradient.  [default: 4, or 1]",
+)  # fmt: skip
 @click.option("--bits", default=16, show_default=True, help="Of the grid on which updates are sent.")
 @click.option("--tolerance", default=0.0, show_default=True, help="Stop when the mean update is smaller.")
 @click.option("--equal-weights", is_flag=True, help="Every hospital counts 1, whatever its size.")
@@ -300,6 +343,16 @@ def _show(outcome: Outcome, title: str) -> None:
 @click.option("--json", "json_file", type=_FILE, help="Write the scores here.")
 @click.option("--picture", type=_FILE, help="Draw the learning curves here.")
 @click.option("--save", type=_FILE, help="Write the model here, as .npz.")
+@click.option("--ledger", type=_FILE, help="With --epsilon: keep here what is spent, and go on from there.")
+@click.option(
+    "--colluding", default=0, show_default=True, type=click.IntRange(0),
+    help="With --epsilon: hospitals whose noise is not counted on.",
+)  # fmt: skip
+@click.option(
+    "--range", "ranges", multiple=True, metavar="COLUMN:LOW:HIGH",
+    help="With --epsilon and --csv: a column's public range, one for each feature, and for a target.",
+)  # fmt: skip
+@_guarantee
 @_agreement
 def train(**o: Any) -> None:
     """Train a model over simulated hospitals and compare it with the alternatives."""
@@ -329,20 +382,30 @@ def train(**o: Any) -> None:
         else:
             data = DATASETS[o["dataset"]]()
         kind = o["model"] or ("logistic" if data.classes else "linear")
-        settings = FedAvg(
-            make_model(kind, data), LocalSGD(o["epochs"], o["batch_size"], o["learning_rate"]), o["rounds"],
-            not o["equal_weights"], clipping_norm=o["clipping_norm"], bits=o["bits"],
-            tolerance=o["tolerance"], seed=o["seed"],
-        )  # fmt: skip
         agreed = {k: o[k] for k in ("protocol", "threat_model", "corrupted", "dropout")} | {"task": "train"}
         width = len(str(o["hospitals"]))
         names = [f"hospital-{i:0{width}}" for i in range(1, o["hospitals"] + 1)]
         stages = [s for s in _UPLOADS if s != "signatures" or o["threat_model"] != _THREATS[0]]
-        outcome = _compare(
-            data, settings, agreed,
-            lambda found: random_dropouts(found, o["rounds"], o["dropping"], stages, o["seed"]),
-            names, o["partition"], o["alpha"], o["seed"], o["max_records"],
+
+        def dropouts(found: list[str]) -> Dropouts:
+            return random_dropouts(found, o["rounds"], o["dropping"], stages, o["seed"])
+
+        if o["epsilon"] is not None:
+            from fedavg import cli_private
+
+            part = _partition(data, names, o["partition"], o["alpha"], o["seed"])
+            cli_private.train(data, kind, o, agreed, dropouts, part, _progress)
+            return
+        if o["ledger"] or o["colluding"] or o["ranges"]:
+            raise ValueError("--ledger, --colluding and --range go with --epsilon")
+        settings = FedAvg(
+            make_model(kind, data), LocalSGD(o["epochs"], o["batch_size"], o["learning_rate"] or 0.05),
+            o["rounds"], not o["equal_weights"], clipping_norm=o["clipping_norm"] or 4.0, bits=o["bits"],
+            tolerance=o["tolerance"], seed=o["seed"],
         )  # fmt: skip
+        outcome = _compare(
+            data, settings, agreed, dropouts, names, o["partition"], o["alpha"], o["seed"], o["max_records"]
+        )
         if o["picture"] is not None:
             pictures.learning_curves(outcome, f"{data.name}, {len(outcome.sizes)} hospitals", o["picture"])
         if o["save"] is not None:
@@ -420,6 +483,47 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         path.write_text(json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise ValueError(f"{path}: cannot be written: {error}") from None
+
+
+@cli.command()
+@click.option("--epsilon", type=float, multiple=True, help="May be repeated.  [default: 0.5, 1, 2, 4 and 8]")
+@click.option("--delta", type=float, default=1e-5, show_default=True)
+@click.option("--hospitals", default=10, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--max-records", default=1, show_default=True, type=click.IntRange(1),
+    help="Of a hospital, if each record is protected; with 1, the hospital's whole contribution is.",
+)  # fmt: skip
+@click.option("--dim", default=1000, show_default=True, type=click.IntRange(1), help="Entries of an update.")
+@click.option("--rounds", default=20, show_default=True, type=click.IntRange(1))
+@click.option("--clipping-norm", default=1.0, show_default=True, help="Largest L2 norm of a contribution.")
+@click.option(
+    "--colluding", default=0, show_default=True, type=click.IntRange(0),
+    help="Hospitals whose noise is not counted on.",
+)  # fmt: skip
+@click.option("--bits", type=click.IntRange(4, 64), help="Of the ring.  [default: the fewest that do]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--picture", type=_FILE, help="Draw error against epsilon, for other rounds and cohorts too.")
+def privacy(**o: Any) -> None:
+    """Plan differential privacy: what noise a guarantee takes, how many bits, and what error is left."""
+    with _clear_errors():
+        from fedavg import cli_private, pictures
+
+        _check_writable(o["picture"])
+        found = cli_private.plans(o)
+        if o["picture"] is not None:
+            curves = {f"{o['hospitals']} hospitals, {o['rounds']} rounds": found}
+            for hospitals, rounds in ((o["hospitals"], 4 * o["rounds"]), (4 * o["hospitals"], o["rounds"])):
+                other = {**o, "hospitals": hospitals, "rounds": rounds, "bits": None}
+                curves[f"{hospitals} hospitals, {rounds} rounds"] = cli_private.plans(other)
+            pictures.privacy(curves, o["picture"])
+        if o["as_json"]:
+            click.echo(
+                json.dumps([asdict(p) | {"noise_multiplier": p.noise_multiplier} for p in found], indent=2)
+            )
+            return
+        cli_private.show_plans(found)
+        if o["picture"] is not None:
+            click.echo(f"Picture: {o['picture']}")
 
 
 # ------------------------------------------------------------------------------------ protocol alone

@@ -194,8 +194,9 @@ class PrivateCodec:
     plan           for `length` entries and the norm `joint_norm(clipping_norm, ...)`
     seed           of the public rotation: another in every round, the same for all clients
     dim, clipping_norm, max_weight, metrics
-                   as in `Codec`; if `max_weight` is 1, every contribution counts 1, and how many there are
-                   is known without telling
+                   as in `Codec`; if `max_weight` is 1, every contribution counts 1
+    counted        whether their number, or sum of weights, travels: always if `max_weight` is not 1; else
+                   where it is not known without telling, as that of records is not
 
     Every entry, the weight's and the metrics' included, is inside the one sensitivity that the plan is for.
     """
@@ -206,6 +207,7 @@ class PrivateCodec:
     clipping_norm: float
     max_weight: int = 1
     metrics: tuple[tuple[float, float], ...] = ()
+    counted: bool = False
 
     def __post_init__(self) -> None:
         Codec(self.dim, self.clipping_norm, self.max_weight, 2, self.metrics)  # checks these
@@ -219,7 +221,7 @@ class PrivateCodec:
     @property
     def weighted(self) -> bool:
         """Whether a weight travels."""
-        return self.max_weight > 1
+        return self.counted or self.max_weight > 1
 
     @property
     def bound(self) -> int:

@@ -19,7 +19,11 @@ _MANY = 20  # a numeric label with more distinct values than this is a quantity,
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Records `x` (records, features) and `y`: classes 0 to len(classes) - 1, or float targets."""
+    """Records `x` (records, features) and `y`: classes 0 to len(classes) - 1, or float targets.
+
+    `ranges` are the lowest and highest value of each feature and, for a float target, of that: public, known
+    from elsewhere, none for a file of the user's own unless they are given.
+    """
 
     name: str
     x: Floats
@@ -27,11 +31,27 @@ class Dataset:
     features: tuple[str, ...]
     classes: tuple[str, ...]
     groups: tuple[str, ...] | None = None
+    ranges: tuple[tuple[float, float], ...] | None = None
 
     @property
     def task(self) -> str:
         """Classification if there are classes, else regression."""
         return CLASSIFICATION if self.classes else REGRESSION
+
+
+# What the data sets' own published descriptions say, rounded outwards: means, standard errors and worst
+# values of ten measures of cell nuclei; age, sex, body mass, blood pressure, six serum values, progression.
+_NUCLEI = (
+    (5, 30), (5, 40), (40, 200), (100, 2600), (0.05, 0.2), (0, 0.4), (0, 0.5), (0, 0.25), (0.1, 0.35),
+    (0.04, 0.1),
+    (0, 3), (0, 5), (0, 25), (0, 550), (0, 0.04), (0, 0.15), (0, 0.4), (0, 0.06), (0, 0.08), (0, 0.03),
+    (5, 40), (10, 50), (50, 260), (150, 4300), (0.05, 0.25), (0, 1.1), (0, 1.3), (0, 0.3), (0.15, 0.7),
+    (0.05, 0.21),
+)  # fmt: skip
+_BLOOD = (
+    (18, 80), (1, 2), (15, 45), (60, 140), (90, 310), (40, 250), (20, 100), (1, 10), (3, 6.5), (50, 130),
+    (0, 350),
+)  # fmt: skip
 
 
 def breast_cancer() -> Dataset:
@@ -45,8 +65,9 @@ def breast_cancer() -> Dataset:
     data = load_breast_cancer()
     names = tuple(str(n) for n in data.feature_names)
     return Dataset(
-        "breast-cancer", data.data.astype(np.float64), 1 - data.target, names, ("benign", "malignant")
-    )
+        "breast-cancer", data.data.astype(np.float64), 1 - data.target, names, ("benign", "malignant"),
+        ranges=_NUCLEI,
+    )  # fmt: skip
 
 
 def diabetes() -> Dataset:
@@ -63,6 +84,7 @@ def diabetes() -> Dataset:
         data.target.astype(np.float64),
         tuple(data.feature_names),
         (),
+        ranges=_BLOOD,
     )
 
 

@@ -15,10 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedavg.datasets import CLASSIFICATION, Dataset
+from fedavg.ledger import Ledger
 from fedavg.models import MLP, LinearRegression, LogisticRegression, Model
 from fedavg.moments import Moments, moments
 from fedavg.params import Arrays, Floats
 from fedavg.partition import Partition
+from fedavg.privacy import Plan
+from fedavg.private import PrivateSGD, placed
 from fedavg.round import Dropouts, PlainSum, SecureSum
 from fedavg.server import FedAvg, Hospitals, Round
 from protocols.errors import Aborted
@@ -156,6 +159,77 @@ def run(
         metrics, {name: len(rows) for name, rows in parts.items()}, len(test), alone, pooled, plain, secure,
         [judge(r.params) for r in plain], [judge(r.params) for r in secure], _difference(plain, secure),
         secure_sum, schedule, secure[-1].params, standard, restore,
+    )  # fmt: skip
+
+
+@dataclass
+class PrivateOutcome:
+    """What a training with a guarantee for every record found, beside the same without noise."""
+
+    metrics: tuple[str, str]
+    sizes: dict[str, int]
+    test_size: int
+    alone: dict[str, Score]
+    plain_scores: list[Score]
+    rounds: list[Round]
+    scores: list[Score]
+    plan: Plan
+    ledger: Ledger
+    aggregator: SecureSum
+    model: Arrays = field(repr=False)
+
+
+def run_private(
+    data: Dataset, partition: Callable[[NDArray[np.int64]], Partition], settings: PrivateSGD,
+    agreed: Mapping[str, Any], dropouts: Callable[[list[str]], Dropouts], ledger: Ledger, *, seed: int = 0,
+    colluding: int = 0, max_records: int | None = None,
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> PrivateOutcome:  # fmt: skip
+    """Train with the guarantee that `ledger` is a budget of, and without any, on the same split.
+
+    Features, and a float target, are brought to scale by the data set's public ranges: no statistics are
+    asked. For the rest see `run`. Raises `Aborted` if no round succeeds, `BudgetSpent` where the ledger does
+    not afford all rounds.
+    """
+    tell = on_step or (lambda what, done, of: None)
+    if data.ranges is None:
+        raise ValueError(f"{data.name}: a guarantee needs the public range of every feature")
+    train, test = split(data, seed)
+    parts = {name: train[rows] for name, rows in partition(train).items()}
+    if max_records is None:
+        max_records = 1 << max(len(rows) for rows in parts.values()).bit_length()
+    settings = replace(settings, max_records=max_records)
+    features = data.x.shape[1]
+    x, y, width = placed(data.x, data.ranges[:features]), data.y, 1.0
+    if data.task != CLASSIFICATION:
+        low, high = data.ranges[features]
+        y, width = placed(data.y[:, None], [(low, high)])[:, 0], (high - low) / 4
+    hospitals: Hospitals = {name: (x[rows], y[rows]) for name, rows in parts.items()}
+
+    def judge(params: Arrays) -> Score:
+        found = score(settings.model, params, x[test], y[test], data.task)
+        return found if data.task == CLASSIFICATION else Score(found.first, found.second * width)
+
+    alone = {}
+    for done, name in enumerate(hospitals, 1):
+        alone[name] = judge(settings.without_noise({name: hospitals[name]})[-1])
+        tell("each hospital alone", done, len(hospitals))
+    plain = [judge(params) for params in settings.without_noise(hospitals)]
+    tell("without noise", 1, 1)
+    found = settings.plan(len(hospitals), ledger.epsilon, ledger.delta, colluding=colluding)
+    agreed = {**agreed, "noise": found.noisy, "bits": found.bits}
+    aggregator = SecureSum(agreed, dropouts(sorted(parts)), seed)
+    rounds = settings.run(
+        hospitals, aggregator, found, ledger,
+        on_round=lambda r: tell("with noise", r.number + 1, settings.rounds),
+    )  # fmt: skip
+    if all(r.aborted is not None for r in rounds):
+        assert rounds[0].aborted is not None
+        raise rounds[0].aborted
+    metrics = ("accuracy", "AUC") if data.task == CLASSIFICATION else ("R²", "RMSE")
+    return PrivateOutcome(
+        metrics, {name: len(rows) for name, rows in parts.items()}, len(test), alone, plain, rounds,
+        [judge(r.params) for r in rounds], found, ledger, aggregator, rounds[-1].params,
     )  # fmt: skip
 
 

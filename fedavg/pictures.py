@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fedavg.experiment import Outcome, who_dropped
+from fedavg.experiment import Outcome, PrivateOutcome, who_dropped
+from fedavg.privacy import Plan
 from fedavg.statistics import Bars, Result, Rows, describe, shown, tabulate
 from protocols.simulator import Row
 
@@ -135,3 +136,44 @@ def _save(figure: Any, path: Path) -> None:
         figure.savefig(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: the picture cannot be written: {error}") from None
+
+
+def private_curves(outcome: PrivateOutcome, title: str, path: Path) -> None:
+    """First metric on the test set by round: with the guarantee, without noise, and alone."""
+    figure, axes = _figure(8.0, 4.8)
+    for place, found in enumerate(outcome.alone.values()):
+        label = None if place else "each hospital alone, without noise"
+        axes.axhline(found.first, color=_INK["alone"], lw=1.0, label=label)
+    rounds = [r.number + 1 for r in outcome.rounds]
+    plain = [s.first for s in outcome.plain_scores]
+    axes.plot(rounds, plain, color=_INK["plain"], lw=2.5, alpha=0.8, label="together, without noise")
+    axes.plot(
+        rounds, [s.first for s in outcome.scores], color=_INK["secure"], lw=1.6, marker="o", ms=3.5,
+        label=f"together, epsilon {outcome.ledger.epsilon:g}",
+    )  # fmt: skip
+    axes.set_xlabel("round")
+    axes.set_ylabel(f"{outcome.metrics[0]} on the test set")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_title(title, loc="left", fontsize=10)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def privacy(curves: Mapping[str, Sequence[Plan]], path: Path) -> None:
+    """Error against epsilon: a curve for every setting, and a trusted server's beneath it."""
+    figure, axes = _figure(7.0, 4.4)
+    for label, plans in curves.items():
+        epsilons, contributions = [p.epsilon for p in plans], plans[0].cohort * plans[0].records
+        errors = [p.error / contributions for p in plans]
+        (line,) = axes.plot(epsilons, errors, marker="o", ms=3.5, lw=1.4, label=label)
+        central = [p.central / contributions for p in plans]
+        axes.plot(epsilons, central, lw=6, alpha=0.3, color=line.get_color())
+        axes.set_xscale("log")
+        axes.set_xticks(epsilons, [f"{e:g}" for e in epsilons])
+    axes.plot([], [], lw=6, alpha=0.3, color="#444444", label="at a trusted server")
+    axes.set_yscale("log")
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("epsilon")
+    axes.set_ylabel("error of an entry of the mean")
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)

@@ -83,10 +83,7 @@ def _gaussian_loss(mu: float) -> Any:
 
 
 def _dp_accounting() -> Any:
-    try:  # takes about a second
-        from dp_accounting.pld import common, privacy_loss_mechanism
-    except ImportError:
-        raise RuntimeError("accounting of privacy needs the extra dp: pip install 'secagg[dp]'") from None
+    from dp_accounting.pld import common, privacy_loss_mechanism  # takes about a second
 
     class Both:
         DifferentialPrivacyParameters = common.DifferentialPrivacyParameters
@@ -179,6 +176,16 @@ class Plan:
         """Of the Gaussian mechanism with the same guarantee: its deviation over the clipping norm."""
         return 1.0 / self.mu
 
+    def mu_with(self, variance: float) -> float:
+        """What a sum tells whose honest noise has another variance, at least."""
+        factor = gaussian_factor(self.family, min(variance, _TABULATED))
+        return factor * sqrt(self.norm_squared / variance)
+
+    @property
+    def local(self) -> float:
+        """The error if every client added all the noise by itself, and trusted no other: as `error`."""
+        return self.central * sqrt(self.cohort)
+
     @property
     def bound(self) -> int:
         """Every integer that a client sums up is below this, in absolute value."""
@@ -246,6 +253,7 @@ def plan(
 
 
 _FEWEST, _MOST = 5, 40
+_TOO_OFTEN = 1e-2  # an entry that wraps so often is not counted as an error, but as no sum
 _TABULATED = 2.0**20  # a factor falls as the variance grows, and here it is 1 + 2e-7
 
 
@@ -291,26 +299,30 @@ class _Layout:
             signal = together * scale**2 / self.dim
             chance, squares = _wrapping(noise_variance, rounding + signal, 2.0 ** (bits - 1))
             wraps.append(self.dim * chance)
-            worst = max(worst, squares)
+            worst = max(worst, squares if chance < _TOO_OFTEN else inf)
         return (noise_variance + rounding + worst) / scale**2, (wraps[0], wraps[1])
 
     def best(self, bits: int) -> tuple[float, int] | None:
         """The scale with the least error, and its squared norm; None if a single update would not fit."""
-        half, least, found = 2.0 ** (bits - 1), inf, None
+        half = 2.0 ** (bits - 1)
         # What one client adds must be sampled; a part of it is at most half as much again.
         lowest, highest = VARIANCES[self.family][0] * 2, VARIANCES[self.family][1] / 2
-        # From a scale at which noise is a thirtieth of the ring's half to where it fills it.
-        low, high = log(half * self.mu / 300), log(half * self.mu)
-        for step in range(400):
-            scale = exp(low + (high - low) * step / 399)
-            squared = self.squared(scale)
-            each = squared / self.mu**2 / (self.cohort - self.colluding)
-            if isqrt(squared) + 1 > half or not lowest <= each <= highest:
-                continue
-            error, _ = self.error(scale, squared, bits)
-            if error < least:
-                least, found = error, (scale, squared)
-        return found
+
+        def least(low: float, high: float) -> tuple[float, float, int]:
+            found = (inf, 0.0, 0)
+            for step in range(200):
+                scale = exp(low + (high - low) * step / 199)
+                squared = self.squared(scale)
+                each = squared / self.mu**2 / (self.cohort - self.colluding)
+                if isqrt(squared) + 1 <= half and lowest <= each <= highest:
+                    found = min(found, (self.error(scale, squared, bits)[0], scale, squared))
+            return found
+
+        error, scale, squared = least(log(half) - 25, log(half))
+        if error == inf:
+            return None
+        _, scale, squared = least(log(scale) - 0.2, log(scale) + 0.2)
+        return scale, squared
 
     def fewest(self) -> int:
         """The fewest bits with which the error is hardly above that of a trusted server."""

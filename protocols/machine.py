@@ -74,12 +74,14 @@ class Aggregate:
     included  names, ascending
     dropped   name -> why it is not in the sum
     faults    every deviation noticed, of included clients as well
+    noise     variance that the noise of honest clients has in every entry, at least; 0 in the exact mode
     """
 
     sum: NDArray[np.integer[Any]]
     included: tuple[str, ...]
     dropped: dict[str, Fault]
     faults: tuple[Fault, ...]
+    noise: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -601,7 +603,9 @@ class ServerMachine(_Machine[ServerRules]):
         return sent
 
     def _finish(self, total: Vector) -> Aggregate:
-        return Aggregate(self.session.read(total), self._included(), self._named(), self.faults)
+        included, levels = self._included(), self.session.levels
+        noise = 0.0 if levels is None else levels.remaining(len(included))
+        return Aggregate(self.session.read(total), included, self._named(), self.faults, noise)
 
     def _named(self) -> dict[str, Fault]:
         return {self.session.names[i]: fault for i, fault in sorted(self._dropped.items())}

@@ -264,6 +264,7 @@ SCALARS = {  # single floats, never arrays of them
     "protocols/graph.py": "fractions of the cohort, and probabilities",
     "protocols/session.py": "fractions of the cohort",
     "protocols/xnoise.py": "variances",
+    "protocols/machine.py": "a variance",
     "protocols/crowd.py": "seconds",
     "protocols/simulator.py": "seconds",
     "protocols/micro.py": "seconds",

@@ -1,0 +1,247 @@
+"""What the command does where noise is added: training with a guarantee, and planning one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedavg import pictures
+from fedavg.datasets import Dataset
+from fedavg.experiment import PrivateOutcome, make_model, run_private
+from fedavg.ledger import Ledger
+from fedavg.privacy import Plan, plan
+from fedavg.private import UNIT, PrivateSGD
+
+_WITHOUT = ("epochs", "batch_size", "equal_weights", "bits", "tolerance")
+
+
+def run(
+    data: Dataset, part: Any, settings: PrivateSGD, agreed: Mapping[str, Any], dropouts: Any, epsilon: float,
+    delta: float, seed: int, *, progress: Any, path: Path | None = None, colluding: int = 0,
+    max_records: int | None = None,
+) -> PrivateOutcome:  # fmt: skip
+    """Train with a progress bar."""
+    ledger = Ledger(epsilon, delta, UNIT, path)
+    with progress(each_hospital_alone=0, without_noise=1, with_noise=settings.rounds) as tell:
+        return run_private(
+            data, part, settings, agreed, dropouts, ledger, seed=seed, colluding=colluding,
+            max_records=max_records, on_step=tell,
+        )  # fmt: skip
+
+
+def train(
+    data: Dataset,
+    kind: str,
+    o: dict[str, Any],
+    agreed: dict[str, Any],
+    dropouts: Any,
+    part: Any,
+    progress: Any,
+) -> None:
+    """`secagg train --epsilon`."""
+    given = click.get_current_context().get_parameter_source
+    for name in _WITHOUT:
+        if given(name) is not click.core.ParameterSource.DEFAULT:
+            raise ValueError(f"--{name.replace('_', '-')} does not go with --epsilon")
+    data = _with_ranges(data, o["ranges"])
+    settings = PrivateSGD(
+        make_model(kind, data), o["rounds"], o["learning_rate"] or (0.2 if kind == "linear" else 2.0),
+        clipping_norm=o["clipping_norm"] or 1.0, seed=o["seed"],
+    )  # fmt: skip
+    outcome = run(
+        data, part, settings, agreed, dropouts, o["epsilon"], o["delta"], o["seed"], progress=progress,
+        path=o["ledger"], colluding=o["colluding"], max_records=o["max_records"],
+    )  # fmt: skip
+    title = (
+        f"{data.name}, {kind}, {len(outcome.sizes)} hospitals, {o['protocol']}, {o['threat_model']}; "
+        f"epsilon {o['epsilon']:g} for every record"
+    )
+    if o["picture"] is not None:
+        pictures.private_curves(outcome, title, o["picture"])
+    if o["save"] is not None:
+        _save(o["save"], outcome, data, kind)
+    if o["json_file"] is not None:
+        text = json.dumps(_summary(outcome) | {"model": kind, "agreed": agreed, "seed": o["seed"]}, indent=2)
+        try:
+            o["json_file"].write_text(text + "\n")
+        except OSError as error:
+            raise ValueError(f"{o['json_file']}: cannot be written: {error}") from None
+    show(outcome, title)
+    files = (("Learning curves", "picture"), ("Model", "save"), ("Scores", "json_file"), ("Spent", "ledger"))
+    for what, path in files:
+        if o[path] is not None:
+            click.echo(f"{what}: {o[path]}")
+
+
+def _with_ranges(data: Dataset, given: tuple[str, ...]) -> Dataset:
+    """The data set with the public ranges that were given: all of a file's, or some instead of its own."""
+    columns = [*data.features, *(() if data.classes else ("target",))]
+    ranges = dict(zip(columns, data.ranges or (), strict=False))
+    for text in given:
+        column, _, bounds = text.partition(":")
+        try:
+            low, high = (float(bound) for bound in bounds.split(":"))
+        except ValueError:
+            raise ValueError(f"--range: expected COLUMN:LOW:HIGH, got {text!r}") from None
+        if column not in columns:
+            raise ValueError(f"--range: there is no feature {column!r}; there are {', '.join(columns)}")
+        if not -1e100 < low < high < 1e100:
+            raise ValueError(f"--range: expected a low below a high value, got {text!r}")
+        ranges[column] = (low, high)
+    missing = [column for column in columns if column not in ranges]
+    if missing:
+        raise ValueError(
+            f"--epsilon needs the public range of every column: --range {missing[0]}:LOW:HIGH and so on for "
+            f"{len(missing)} of them (`target` is what --label names); from what is known, not from the data"
+        )
+    return replace(data, ranges=tuple(ranges[column] for column in columns))
+
+
+def _summary(outcome: PrivateOutcome) -> dict[str, Any]:
+    first, second = outcome.metrics
+
+    def named(found: Any) -> dict[str, float]:
+        return {first: found.first, second: found.second}
+
+    return {
+        "hospitals": outcome.sizes,
+        "test_size": outcome.test_size,
+        "alone": {name: named(found) for name, found in outcome.alone.items()},
+        "without_noise": [named(found) for found in outcome.plain_scores],
+        "with_noise": [named(found) for found in outcome.scores],
+        "included": [list(r.included) for r in outcome.rounds],
+        "plan": asdict(outcome.plan),
+        "spent": outcome.ledger.spent,
+        "unit": outcome.ledger.unit,
+    }
+
+
+def _save(path: Path, outcome: PrivateOutcome, data: Dataset, kind: str) -> None:
+    """Parameters in order, and what is needed to use them: columns, their public ranges, classes."""
+    import numpy as np
+
+    content: dict[str, Any] = {f"parameter_{i}": array for i, array in enumerate(outcome.model)}
+    content |= {"model": kind, "columns": np.array(data.features), "classes": np.array(data.classes)}
+    content |= {"ranges": np.array(data.ranges)}
+    try:
+        with path.open("wb") as file:
+            np.savez(file, allow_pickle=False, **content)
+    except OSError as error:
+        raise ValueError(f"{path}: the model cannot be written: {error}") from None
+
+
+def show(outcome: PrivateOutcome, title: str) -> None:
+    """The scores, the guarantee and what it cost."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = _console()
+    first, second = outcome.metrics
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("model trained")
+    table.add_column(first, justify="right")
+    table.add_column(second, justify="right")
+    ranks = [sorted(getattr(s, which) for s in outcome.alone.values()) for which in ("first", "second")]
+    low, high = (f"{r[0]:.3f} to {r[-1]:.3f}" for r in ranks)
+    table.add_row(f"by each of {len(outcome.sizes)} hospitals alone, without noise (range)", low, high)
+    for name, found in (
+        ("together, without noise", outcome.plain_scores[-1]),
+        ("together, with the guarantee", outcome.scores[-1]),
+    ):
+        table.add_row(name, f"{found.first:.4f}", f"{found.second:.4f}")
+    console.print()
+    console.print(table)
+    found_plan, ledger = outcome.plan, outcome.ledger
+    done = sum(r.aborted is None for r in outcome.rounds)
+    console.print(
+        f"Guarantee: epsilon {ledger.epsilon:g} at delta {ledger.delta:g} for {ledger.unit}, against "
+        "everybody who sees the sums, the server included. Spent: "
+        f"{ledger.spent:.4g} in {len(ledger.releases)} rounds"
+        f"{_colluding(found_plan)}.",
+        highlight=False,
+    )
+    console.print(_noise(found_plan), highlight=False)
+    console.print(
+        f"{done} of {len(outcome.rounds)} rounds gave a sum, of {_included(outcome)} hospitals; "
+        f"tested on {outcome.test_size} records.",
+        highlight=False,
+    )
+
+
+def _colluding(found: Plan) -> str:
+    if not found.colluding:
+        return "; it holds while every hospital adds its noise and keeps it to itself"
+    return f"; it holds while no more than {found.colluding} hospitals leave out their noise or tell it"
+
+
+def _noise(found: Plan) -> str:
+    return (
+        f"Noise multiplier {found.noise_multiplier:.3g}; {found.bits} bits an entry; mean squared error "
+        f"{(found.error / found.central) ** 2:.4f} times that of Gaussian noise at a trusted server; "
+        f"{max(found.wraps):.2g} entries of a sum expected to wrap."
+    )
+
+
+def _included(outcome: PrivateOutcome) -> str:
+    sizes = sorted({len(r.included) for r in outcome.rounds if r.aborted is None})
+    return f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+
+
+def _console() -> Any:
+    import sys
+
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 100)
+
+
+# ------------------------------------------------------------------------------------------ planning
+
+
+def plans(o: Mapping[str, Any]) -> list[Plan]:
+    """A plan for every epsilon that was asked for."""
+    return [
+        plan(
+            o["dim"], o["clipping_norm"], o["hospitals"], epsilon, o["delta"], rounds=o["rounds"],
+            records=o["max_records"], colluding=o["colluding"], bits=o["bits"],
+        )
+        for epsilon in o["epsilon"] or (0.5, 1.0, 2.0, 4.0, 8.0)
+    ]  # fmt: skip
+
+
+def show_plans(found: list[Plan]) -> None:
+    """A row for every plan."""
+    from rich import box
+    from rich.table import Table
+
+    console, one = _console(), found[0]
+    unit = "one hospital's whole contribution" if one.records == 1 else "one record"
+    title = (
+        f"{one.rounds} rounds, {one.cohort} hospitals, {one.dim:,} entries, delta {one.delta:g}; protected: "
+        f"{unit} of L2 norm {one.clipping_norm:g} at most"
+    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    columns = (
+        "epsilon", "noise multiplier", "bits", "error of the sum", "at a trusted server", "if each adds all",
+        "wraps",
+    )  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="right")
+    for p in found:
+        table.add_row(
+            f"{p.epsilon:g}", f"{p.noise_multiplier:.3g}", str(p.bits), f"{p.error:.4g}", f"{p.central:.4g}",
+            f"{p.local:.4g}", f"{max(p.wraps):.1e}",
+        )  # fmt: skip
+    console.print()
+    console.print(table)
+    console.print(
+        "Errors are root mean squares of an entry of the sum; divide by the number of contributions for a "
+        "mean. Wraps: entries of a sum expected to, if all contributions are alike.",
+        highlight=False,
+    )

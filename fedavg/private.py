@@ -1,0 +1,152 @@
+"""Training with a guarantee for every patient: gradient descent on sums with noise.
+
+Each round, every hospital computes the gradient of each of its records alone, clips it, and adds them up as
+integers; the clients' own noise is in the sum before anyone sees it (DP-SGD, Abadi et al., CCS 2016, with
+all records in every batch and the noise distributed). The server divides by the noisy number of records
+and takes a step with momentum, which costs no further privacy.
+
+What one record changes is bounded, and so is what anybody learns of it: the guarantee of `Plan` with one
+record as the contribution. A hospital's records together are protected by less.
+
+What it does not protect against: what is decided outside, on the data in the clear: the features and their
+public ranges, learning rate, clipping norm, number of rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedavg.clip import clip_l2
+from fedavg.codec import PrivateCodec, joint_norm
+from fedavg.ledger import Ledger
+from fedavg.models import Model, Targets
+from fedavg.params import Arrays, Floats, Layout
+from fedavg.privacy import Plan, plan
+from fedavg.round import Aggregator
+from fedavg.server import Hospitals, Round
+from protocols.errors import Aborted
+from protocols.session import hash_model
+from secagg.randomness import Rng, seeded, system
+
+UNIT = "one record, there or not"
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateSGD:
+    """The settings of a training run with a guarantee for each record.
+
+    max_records    largest number of records a hospital may have; public
+    clipping_norm  largest L2 norm of one record's gradient
+    seed           of the initial parameters and of rounding; None rounds from the system's generator
+    """
+
+    model: Model
+    rounds: int = 30
+    learning_rate: float = 1.0
+    momentum: float = 0.5
+    clipping_norm: float = 1.0
+    max_records: int = 10_000
+    seed: int | None = 0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.max_records < 1:
+            raise ValueError("rounds, max_records: expected at least 1")
+        if not (0 < self.learning_rate < np.inf and 0 <= self.momentum < 1):
+            raise ValueError("expected a positive learning_rate, and a momentum from 0 to below 1")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"seed: expected 0 or more, got {self.seed}")
+
+    def plan(self, hospitals: int, epsilon: float, delta: float, *, colluding: int = 0) -> Plan:
+        """The plan for all rounds of a federation of so many hospitals; see `fedavg.privacy.plan`."""
+        dim = Layout.of(self.model.initial(np.random.default_rng(self.seed))).dim
+        return plan(
+            dim + 1, joint_norm(self.clipping_norm, 1), hospitals, epsilon, delta, rounds=self.rounds,
+            records=self.max_records, colluding=colluding,
+        )  # fmt: skip
+
+    def run(
+        self, hospitals: Hospitals, aggregate: Aggregator, plan: Plan, ledger: Ledger, *, task: str = "train",
+        on_round: Callable[[Round], None] | None = None,
+    ) -> list[Round]:  # fmt: skip
+        """Train; returns every round, the last one holding the final parameters.
+
+        Raises `BudgetSpent` before a round that the ledger cannot afford, and `ValueError` where `aggregate`
+        sums without the noise of `plan`.
+        """
+        params = self.model.initial(np.random.default_rng(self.seed))
+        layout = Layout.of(params)
+        velocity = np.zeros(layout.dim)
+        history: list[Round] = []
+        for number in range(self.rounds):
+            ledger.check(plan.mu)
+            done = self._round(number, params, layout, velocity, hospitals, aggregate, plan, task, ledger)
+            params = done.params
+            history.append(done)
+            if on_round is not None:
+                on_round(done)
+        return history
+
+    def _round(
+        self, number: int, params: Arrays, layout: Layout, velocity: Floats, hospitals: Hospitals,
+        aggregate: Aggregator, plan: Plan, task: str, ledger: Ledger,
+    ) -> Round:  # fmt: skip
+        model_hash = hash_model(*params)
+        codec = PrivateCodec(
+            plan, model_hash + number.to_bytes(8, "big"), layout.dim, self.clipping_norm, counted=True
+        )
+        vectors = {}
+        for name in sorted(hospitals):
+            x, y = hospitals[name]
+            if len(y) < 1 or len(x) != len(y):
+                raise ValueError(
+                    f"hospital {name}: expected records and as many targets, got {len(x)}, {len(y)}"
+                )
+            gradients = by_record(self.model, params, layout, x, y)
+            vectors[name] = codec.encode_records(gradients, self._rounding(number, name))
+        result = aggregate(vectors, codec.bound, number, model_hash)
+        ledger.settle(task, number, result, plan)
+        try:
+            if isinstance(result, Aborted):
+                raise result
+            mean, records = codec.decode(result.sum, len(result.included))
+        except Aborted as aborted:
+            return Round(number, params, (), aborted.faults, 0, 0.0, aborted)
+        velocity *= self.momentum
+        velocity -= self.learning_rate * mean
+        after = layout.restore(layout.flatten(params) + velocity)
+        change = float(np.linalg.norm(velocity))
+        return Round(number, after, result.included, result.faults, records, change)
+
+    def without_noise(self, hospitals: Hospitals) -> list[Arrays]:
+        """The same training with exact sums in the clear and no guarantee: parameters after each round."""
+        params = self.model.initial(np.random.default_rng(self.seed))
+        layout = Layout.of(params)
+        velocity, history = np.zeros(layout.dim), []
+        for _ in range(self.rounds):
+            rows = [by_record(self.model, params, layout, x, y) for x, y in hospitals.values()]
+            clipped = [clip_l2(row, self.clipping_norm) for row in np.concatenate(rows)]
+            velocity = self.momentum * velocity - self.learning_rate * np.mean(clipped, axis=0)
+            params = layout.restore(layout.flatten(params) + velocity)
+            history.append(params)
+        return history
+
+    def _rounding(self, number: int, name: str) -> Rng:
+        if self.seed is None:
+            return system
+        return seeded(b"rounding", self.seed.to_bytes(16, "big"), number.to_bytes(8, "big"), name.encode())
+
+
+def by_record(model: Model, params: Arrays, layout: Layout, x: Floats, y: Targets) -> Floats:
+    """The gradient of each record's own loss, a row each."""
+    rows = [layout.flatten(model.gradient(params, x[i : i + 1], y[i : i + 1])) for i in range(len(y))]
+    return np.array(rows)
+
+
+def placed(table: Floats, ranges: Sequence[tuple[float, float]]) -> Floats:
+    """Columns cut to their public ranges and brought to -2 to 2: no statistics of the data are needed."""
+    low, high = np.array(ranges, np.float64).T
+    out: Floats = (np.clip(table, low, high) - (low + high) / 2) * (4 / (high - low))
+    return out
