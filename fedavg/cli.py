@@ -343,7 +343,10 @@ def _partition(data: Any, names: list[str], partition: str, alpha: float, seed: 
 @click.option("--json", "json_file", type=_FILE, help="Write the scores here.")
 @click.option("--picture", type=_FILE, help="Draw the learning curves here.")
 @click.option("--save", type=_FILE, help="Write the model here, as .npz.")
-@click.option("--ledger", type=_FILE, help="With --epsilon: keep here what is spent, and go on from there.")
+@click.option(
+    "--state", type=_FILE,
+    help="With --epsilon: keep the training here, and what is spent beside it, each round; go on from there.",
+)  # fmt: skip
 @click.option(
     "--colluding", default=0, show_default=True, type=click.IntRange(0),
     help="With --epsilon: hospitals whose noise is not counted on.",
@@ -363,7 +366,7 @@ def train(**o: Any) -> None:
         from fedavg.server import FedAvg
         from fedavg.train import LocalSGD
 
-        _check_writable(o["picture"], o["save"], o["json_file"])
+        _check_writable(o["picture"], o["save"], o["json_file"], o["state"])
         if o["save"] is not None and o["save"].suffix != ".npz":
             raise ValueError(f"{o['save']}: the model is written in numpy's format: name it .npz")
         if o["csv_file"] is None and (o["label"] or o["group"] or o["ignore"]):
@@ -396,12 +399,14 @@ def train(**o: Any) -> None:
             part = _partition(data, names, o["partition"], o["alpha"], o["seed"])
             cli_private.train(data, kind, o, agreed, dropouts, part, _progress)
             return
-        if o["ledger"] or o["colluding"] or o["ranges"]:
-            raise ValueError("--ledger, --colluding and --range go with --epsilon")
+        if o["state"] or o["colluding"] or o["ranges"]:
+            raise ValueError("--state, --colluding and --range go with --epsilon")
+        rate = 0.05 if o["learning_rate"] is None else o["learning_rate"]
+        norm = 4.0 if o["clipping_norm"] is None else o["clipping_norm"]
         settings = FedAvg(
-            make_model(kind, data), LocalSGD(o["epochs"], o["batch_size"], o["learning_rate"] or 0.05),
-            o["rounds"], not o["equal_weights"], clipping_norm=o["clipping_norm"] or 4.0, bits=o["bits"],
-            tolerance=o["tolerance"], seed=o["seed"],
+            make_model(kind, data), LocalSGD(o["epochs"], o["batch_size"], rate), o["rounds"],
+            not o["equal_weights"], clipping_norm=norm, bits=o["bits"], tolerance=o["tolerance"],
+            seed=o["seed"],
         )  # fmt: skip
         outcome = _compare(
             data, settings, agreed, dropouts, names, o["partition"], o["alpha"], o["seed"], o["max_records"]

@@ -22,15 +22,16 @@ _WITHOUT = ("epochs", "batch_size", "equal_weights", "bits", "tolerance")
 
 def run(
     data: Dataset, part: Any, settings: PrivateSGD, agreed: Mapping[str, Any], dropouts: Any, epsilon: float,
-    delta: float, seed: int, *, progress: Any, path: Path | None = None, colluding: int = 0,
+    delta: float, seed: int, *, progress: Any, state: Path | None = None, colluding: int = 0,
     max_records: int | None = None,
 ) -> PrivateOutcome:  # fmt: skip
-    """Train with a progress bar."""
+    """Train with a progress bar. What is spent is kept beside the state."""
+    path = None if state is None else state.with_name(state.name + ".ledger.json")
     ledger = Ledger(epsilon, delta, UNIT, path)
     with progress(each_hospital_alone=0, without_noise=1, with_noise=settings.rounds) as tell:
         return run_private(
             data, part, settings, agreed, dropouts, ledger, seed=seed, colluding=colluding,
-            max_records=max_records, on_step=tell,
+            max_records=max_records, state=state, on_step=tell,
         )  # fmt: skip
 
 
@@ -49,13 +50,15 @@ def train(
         if given(name) is not click.core.ParameterSource.DEFAULT:
             raise ValueError(f"--{name.replace('_', '-')} does not go with --epsilon")
     data = _with_ranges(data, o["ranges"])
+    rate, norm = o["learning_rate"], o["clipping_norm"]
+    if rate is None:
+        rate = 0.2 if kind == "linear" else 2.0
     settings = PrivateSGD(
-        make_model(kind, data), o["rounds"], o["learning_rate"] or (0.2 if kind == "linear" else 2.0),
-        clipping_norm=o["clipping_norm"] or 1.0, seed=o["seed"],
-    )  # fmt: skip
+        make_model(kind, data), o["rounds"], rate, clipping_norm=1.0 if norm is None else norm, seed=o["seed"]
+    )
     outcome = run(
         data, part, settings, agreed, dropouts, o["epsilon"], o["delta"], o["seed"], progress=progress,
-        path=o["ledger"], colluding=o["colluding"], max_records=o["max_records"],
+        state=o["state"], colluding=o["colluding"], max_records=o["max_records"],
     )  # fmt: skip
     title = (
         f"{data.name}, {kind}, {len(outcome.sizes)} hospitals, {o['protocol']}, {o['threat_model']}; "
@@ -72,7 +75,12 @@ def train(
         except OSError as error:
             raise ValueError(f"{o['json_file']}: cannot be written: {error}") from None
     show(outcome, title)
-    files = (("Learning curves", "picture"), ("Model", "save"), ("Scores", "json_file"), ("Spent", "ledger"))
+    files = (
+        ("Learning curves", "picture"),
+        ("Model", "save"),
+        ("Scores", "json_file"),
+        ("Training and ledger", "state"),
+    )
     for what, path in files:
         if o[path] is not None:
             click.echo(f"{what}: {o[path]}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,14 +183,14 @@ class PrivateOutcome:
 def run_private(
     data: Dataset, partition: Callable[[NDArray[np.int64]], Partition], settings: PrivateSGD,
     agreed: Mapping[str, Any], dropouts: Callable[[list[str]], Dropouts], ledger: Ledger, *, seed: int = 0,
-    colluding: int = 0, max_records: int | None = None,
+    colluding: int = 0, max_records: int | None = None, state: Path | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> PrivateOutcome:  # fmt: skip
     """Train with the guarantee that `ledger` is a budget of, and without any, on the same split.
 
     Features, and a float target, are brought to scale by the data set's public ranges: no statistics are
-    asked. For the rest see `run`. Raises `Aborted` if no round succeeds, `BudgetSpent` where the ledger does
-    not afford all rounds.
+    asked. `state` is as in `PrivateSGD.run`. For the rest see `run`. Raises `Aborted` if no round succeeds,
+    `BudgetSpent` if the ledger affords none.
     """
     tell = on_step or (lambda what, done, of: None)
     if data.ranges is None:
@@ -220,7 +221,7 @@ def run_private(
     agreed = {**agreed, "noise": found.noisy, "bits": found.bits}
     aggregator = SecureSum(agreed, dropouts(sorted(parts)), seed)
     rounds = settings.run(
-        hospitals, aggregator, found, ledger,
+        hospitals, aggregator, found, ledger, state=state,
         on_round=lambda r: tell("with noise", r.number + 1, settings.rounds),
     )  # fmt: skip
     if all(r.aborted is not None for r in rounds):

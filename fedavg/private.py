@@ -16,9 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from fedavg.budget import BudgetSpent
 from fedavg.clip import clip_l2
 from fedavg.codec import PrivateCodec, joint_norm
 from fedavg.ledger import Ledger
@@ -69,21 +73,35 @@ class PrivateSGD:
 
     def run(
         self, hospitals: Hospitals, aggregate: Aggregator, plan: Plan, ledger: Ledger, *, task: str = "train",
-        on_round: Callable[[Round], None] | None = None,
+        state: Path | None = None, on_round: Callable[[Round], None] | None = None,
     ) -> list[Round]:  # fmt: skip
         """Train; returns every round, the last one holding the final parameters.
 
-        Raises `BudgetSpent` before a round that the ledger cannot afford, and `ValueError` where `aggregate`
-        sums without the noise of `plan`.
+        Ends before a round that the ledger cannot afford. `state` is a file in which the training is kept
+        after each round, and from which it goes on if it is there. Raises `BudgetSpent` if the ledger affords
+        no round at all, `ValueError` where `aggregate` sums without the noise of `plan`.
         """
         params = self.model.initial(np.random.default_rng(self.seed))
         layout = Layout.of(params)
-        velocity = np.zeros(layout.dim)
+        velocity, first = np.zeros(layout.dim), 0
+        if state is not None and state.exists():
+            params, velocity, first = _read_state(state, layout)
+        # A round that was charged but is not in the state was lost: its number is used up all the same.
+        first = max([first, *(r.round + 1 for r in ledger.releases if r.task == task)])
+        if first >= self.rounds:
+            raise ValueError(f"rounds: {first} are done, and no more than {self.rounds} were asked for")
         history: list[Round] = []
-        for number in range(self.rounds):
-            ledger.check(plan.mu)
+        for number in range(first, self.rounds):
+            try:
+                ledger.check(plan.mu)
+            except BudgetSpent:
+                if not history:
+                    raise
+                break
             done = self._round(number, params, layout, velocity, hospitals, aggregate, plan, task, ledger)
             params = done.params
+            if state is not None:
+                _write_state(state, params, velocity, number + 1)
             history.append(done)
             if on_round is not None:
                 on_round(done)
@@ -137,6 +155,30 @@ class PrivateSGD:
         if self.seed is None:
             return system
         return seeded(b"rounding", self.seed.to_bytes(16, "big"), number.to_bytes(8, "big"), name.encode())
+
+
+def _write_state(path: Path, params: Arrays, velocity: Floats, rounds: int) -> None:
+    """Whole or not at all."""
+    beside = path.with_name(path.name + ".new")
+    content: dict[str, Any] = {f"parameter_{i}": array for i, array in enumerate(params)}
+    try:
+        with beside.open("wb") as file:
+            np.savez(file, allow_pickle=False, velocity=velocity, rounds=np.array(rounds), **content)
+        beside.replace(path)
+    except OSError as error:
+        raise ValueError(f"{path}: the training cannot be kept: {error}") from None
+
+
+def _read_state(path: Path, layout: Layout) -> tuple[Arrays, Floats, int]:
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            params = [found[f"parameter_{i}"] for i in range(len(found.files) - 2)]
+            velocity, rounds = found["velocity"], int(found["rounds"])
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile):
+        raise ValueError(f"{path}: expected a training that was kept here, got something else") from None
+    if Layout.of(params) != layout or velocity.shape != (layout.dim,):
+        raise ValueError(f"{path}: it is of another model")
+    return params, velocity, rounds
 
 
 def by_record(model: Model, params: Arrays, layout: Layout, x: Floats, y: Targets) -> Floats:

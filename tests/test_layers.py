@@ -417,7 +417,7 @@ def test_an_array_of_floats_is_noticed_in_every_file(source: str) -> None:
     ],
 )
 def test_a_single_float_is_noticed_but_where_it_is_allowed(source: str) -> None:
-    for name in ("secagg/ring.py", "secagg/field.py", "protocols/machine.py", "protocols/wire.py"):
+    for name in ("secagg/ring.py", "secagg/field.py", "protocols/pairwise.py", "protocols/wire.py"):
         assert check_floats(name, source)
     for name in SCALARS:
         assert check_floats(name, source) == []

@@ -1,0 +1,115 @@
+"""The ledger: what is charged, what is refused, and what a file of it must be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedavg.budget import BudgetSpent
+from fedavg.ledger import Ledger, Release
+from fedavg.privacy import epsilon_of, mu_of, plan
+from protocols.errors import Aborted
+from protocols.machine import Aggregate
+
+PLAN = plan(10, 1.0, 10, 2.0, 1e-3, rounds=4, colluding=1)
+MU = mu_of(2.0, 1e-3) / 2
+
+
+def summed(noise: float, included: int = 10) -> Aggregate:
+    names = tuple(f"c{i}" for i in range(included))
+    return Aggregate(np.zeros(10, np.int64), names, {}, (), noise)
+
+
+def release(mu: float = MU, round: int = 0) -> Release:
+    return Release("t", round, mu, 10, 9, True)
+
+
+def test_the_budget_is_for_as_many_rounds_as_were_planned() -> None:
+    ledger = Ledger(2.0, 1e-3, "one record")
+    for number in range(4):
+        ledger.check(PLAN.mu)
+        ledger.settle("t", number, summed(PLAN.variance), PLAN)
+    assert ledger.spent == pytest.approx(2.0, rel=1e-5)
+    assert ledger.spent <= 2.0 * (1 + 1e-6)
+    assert [r.honest for r in ledger.releases] == [9] * 4
+    with pytest.raises(BudgetSpent, match=r"epsilon 2 of 2 is spent, .* make it 2\.2.*one record"):
+        ledger.check(PLAN.mu)
+    assert len(ledger.releases) == 4
+
+
+def test_a_round_is_charged_for_the_noise_it_had() -> None:
+    ledger = Ledger(2.0, 1e-3, "one record")
+    ledger.settle("t", 0, summed(PLAN.variance * 1.21), PLAN)
+    assert ledger.releases[0].mu == pytest.approx(PLAN.mu / 1.1, rel=1e-4)
+
+
+@pytest.mark.parametrize("revealed", [False, True])
+def test_an_aborted_round_is_charged_if_anything_was_revealed(revealed: bool) -> None:
+    ledger = Ledger(2.0, 1e-3, "one record")
+    ledger.settle("t", 0, Aborted("reveals", "too few", revealed=revealed), PLAN)
+    assert ledger.spent == (pytest.approx(epsilon_of(PLAN.mu, 1e-3)) if revealed else 0.0)
+    assert [r.completed for r in ledger.releases] == [False] * revealed
+
+
+@pytest.mark.parametrize("noise", [0.0, PLAN.variance * 0.99])
+def test_a_sum_without_its_noise_is_refused(noise: float) -> None:
+    with pytest.raises(ValueError, match="what it tells has no bound"):
+        Ledger(2.0, 1e-3, "one record").settle("t", 0, summed(noise), PLAN)
+
+
+def test_a_file_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.json"
+    one = Ledger(2.0, 1e-3, "one record", path)
+    assert not path.exists()
+    one.charge(release())
+    one.charge(release(round=1))
+    two = Ledger(2.0, 1e-3, "one record", path)
+    assert two.releases == one.releases
+    assert two.spent == one.spent
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ledger.json"]
+    for other in ({"epsilon": 3.0}, {"delta": 1e-4}, {"unit": "one hospital"}):
+        with pytest.raises(ValueError, match=r"it is a ledger for epsilon 2, delta 0\.001, one record"):
+            Ledger(**{"epsilon": 2.0, "delta": 1e-3, "unit": "one record", "path": path} | other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: "no json", lambda c: json.dumps([]), lambda c: json.dumps({**c, "more": 1}),
+        lambda c: json.dumps({**c, "releases": [{}]}), lambda c: "",
+        lambda c: json.dumps({**c, "releases": [{**c["releases"][0], "mu": -1.0}]}),
+        lambda c: json.dumps({**c, "releases": None}),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_ledger_is_refused_and_left(tmp_path: Path, change: Any) -> None:
+    path = tmp_path / "ledger.json"
+    Ledger(2.0, 1e-3, "one record", path).charge(release())
+    spoilt = change(json.loads(path.read_text()))
+    path.write_text(spoilt)
+    with pytest.raises(ValueError, match="expected a ledger of privacy"):
+        Ledger(2.0, 1e-3, "one record", path)
+    assert path.read_text() == spoilt
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the ledger cannot be written"):
+        Ledger(2.0, 1e-3, "one record", tmp_path / "gone" / "ledger.json").charge(release())
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta"), [(0.0, 1e-5), (-1.0, 1e-5), (float("nan"), 1e-5), (1.0, 0.0), (1.0, 1.0)]
+)
+def test_an_impossible_budget_is_refused(epsilon: float, delta: float) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        Ledger(epsilon, delta, "one record")
+
+
+def test_colluding_clients_are_said() -> None:
+    ledger = Ledger(2.0, 1e-3, "one record")
+    ledger.settle("t", 0, summed(PLAN.variance, 8), replace(PLAN, colluding=3))
+    assert (ledger.releases[0].included, ledger.releases[0].honest) == (8, 5)

@@ -1,0 +1,187 @@
+"""Training with a guarantee for every record: what is learnt, charged, kept and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedavg.budget import BudgetSpent
+from fedavg.ledger import Ledger
+from fedavg.models import MLP, LinearRegression, LogisticRegression
+from fedavg.params import Layout
+from fedavg.private import UNIT, PrivateSGD, by_record, placed
+from fedavg.round import PlainSum, SecureSum
+from protocols.errors import Aborted
+
+RNG = np.random.default_rng(5)
+X = RNG.normal(size=(200, 4))
+Y = (X @ [1.0, -1.0, 0.5, 0.0] + 0.1 * RNG.normal(size=200) > 0).astype(np.int64)
+HOSPITALS = {f"h{i}": (X[i::5], Y[i::5]) for i in range(5)}
+AGREED = {"threat_model": "malicious", "corrupted": 0.2, "dropout": 0.2}
+SETTINGS = PrivateSGD(LogisticRegression(4), rounds=12, learning_rate=2.0, max_records=40)
+
+
+def secure(found: Any, **more: Any) -> SecureSum:
+    return SecureSum({**AGREED, "noise": found.noisy, "bits": found.bits}, **more)
+
+
+def accuracy(params: Any) -> float:
+    return float((SETTINGS.model.scores(params, X).argmax(axis=1) == Y).mean())
+
+
+def test_it_learns_within_its_budget() -> None:
+    found = SETTINGS.plan(5, 4.0, 1e-3)
+    ledger = Ledger(4.0, 1e-3, UNIT)
+    rounds = SETTINGS.run(HOSPITALS, secure(found), found, ledger)
+    assert len(rounds) == 12
+    assert accuracy(rounds[-1].params) > 0.85
+    assert ledger.spent == pytest.approx(4.0, rel=1e-3)
+    assert ledger.spent <= 4.0 * (1 + 1e-6)
+    # The number of records is known as well as noise allows.
+    assert np.mean([r.weight for r in rounds]) == pytest.approx(200, rel=0.2)
+
+
+def test_with_little_noise_it_is_the_training_without() -> None:
+    found = SETTINGS.plan(5, 1e5, 1e-3)
+    rounds = SETTINGS.run(HOSPITALS, secure(found), found, Ledger(1e5, 1e-3, UNIT))
+    plain = SETTINGS.without_noise(HOSPITALS)
+    for done, params in zip(rounds, plain, strict=True):
+        for a, b in zip(done.params, params, strict=True):
+            np.testing.assert_allclose(a, b, atol=0.02)
+
+
+def test_dropouts_change_neither_noise_nor_guarantee() -> None:
+    found = SETTINGS.plan(5, 4.0, 1e-3)
+    ledger = Ledger(4.0, 1e-3, UNIT)
+    gone = {i: {"h1": ("keys", "masked", "reveals")[i % 3]} for i in range(0, 12, 2)}
+    rounds = SETTINGS.run(HOSPITALS, secure(found, dropouts=gone), found, ledger)
+    assert {len(r.included) for r in rounds} == {4, 5}
+    assert ledger.spent <= 4.0 * (1 + 1e-6)
+    # At most 1.5 % of variance too much: 0.75 % of a round's mu less is charged.
+    assert all(found.mu / 1.008 <= r.mu <= found.mu for r in ledger.releases)
+
+
+def test_it_stops_before_the_budget_is_exceeded() -> None:
+    found = SETTINGS.plan(5, 4.0, 1e-3)
+    ledger = Ledger(2.0, 1e-3, UNIT)
+    rounds = SETTINGS.run(HOSPITALS, secure(found), found, ledger)
+    assert 1 <= len(rounds) < 12
+    assert ledger.spent <= 2.0
+    with pytest.raises(BudgetSpent):
+        SETTINGS.run(HOSPITALS, secure(found), found, ledger, task="another")
+
+
+def test_an_aborted_round_leaves_the_model_and_is_charged_if_revealed() -> None:
+    found = SETTINGS.plan(5, 4.0, 1e-3)
+    ledger = Ledger(4.0, 1e-3, UNIT)
+    gone = {0: {"h1": "masked", "h2": "masked"}, 1: {f"h{i}": "reveals" for i in range(3)}}
+    rounds = SETTINGS.run(HOSPITALS, secure(found, dropouts=gone), found, ledger)
+    assert [r.aborted is None for r in rounds] == [False, False] + [True] * 10
+    assert all((p == 0).all() for r in rounds[:2] for p in r.params)
+    assert [r.aborted.revealed for r in rounds[:2] if r.aborted] == [False, True]
+    assert [(r.round, r.completed) for r in ledger.releases[:2]] == [(1, False), (2, True)]
+
+
+def test_a_training_goes_on_from_where_it_was(tmp_path: Path) -> None:
+    """Killed in a round: what was charged stays charged, and the rest comes out as it would have."""
+    found = SETTINGS.plan(5, 4.0, 1e-3)
+
+    class Killed(Exception):
+        pass
+
+    def kill_in(number: int) -> Any:
+        def on_round(done: Any) -> None:
+            if done.number == number:
+                raise Killed
+
+        return on_round
+
+    def run(name: str, **more: Any) -> Any:
+        state = tmp_path / name
+        ledger = Ledger(4.0, 1e-3, UNIT, tmp_path / f"{name}.json")
+        return SETTINGS.run(HOSPITALS, secure(found), found, ledger, state=state, **more), ledger
+
+    whole, _ = run("whole")
+    with pytest.raises(Killed):
+        run("cut", on_round=kill_in(4))
+    rest, ledger = run("cut")
+    assert [r.number for r in rest] == list(range(5, 12))
+    assert len(ledger.releases) == 12
+    for a, b in zip(rest[-1].params, whole[-1].params, strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="rounds: 12 are done"):
+        run("cut")
+    (tmp_path / "other").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="expected a training that was kept here"):
+        run("other")
+
+
+def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    found, state = SETTINGS.plan(5, 4.0, 1e-3), tmp_path / "state"
+    SETTINGS.run(HOSPITALS, secure(found), found, Ledger(4.0, 1e-3, UNIT), state=state)
+    other = PrivateSGD(MLP(4, 2, 3), rounds=20, max_records=40)
+    found = other.plan(5, 4.0, 1e-3)
+    with pytest.raises(ValueError, match="it is of another model"):
+        other.run(HOSPITALS, secure(found), found, Ledger(4.0, 1e-3, UNIT), state=state)
+
+
+def test_a_sum_without_noise_is_never_used() -> None:
+    found = SETTINGS.plan(5, 4.0, 1e-3)
+    with pytest.raises(ValueError, match="what it tells has no bound"):
+        SETTINGS.run(HOSPITALS, PlainSum(), found, Ledger(4.0, 1e-3, UNIT))
+
+
+@pytest.mark.parametrize("model", [LogisticRegression(4), MLP(4, 2, 5), LinearRegression(4)])
+def test_gradients_by_record_are_those_of_the_whole(model: Any) -> None:
+    params = model.initial(np.random.default_rng(1))
+    targets = Y if not isinstance(model, LinearRegression) else Y.astype(float)
+    layout = Layout.of(params)
+    rows = by_record(model, params, layout, X, targets)
+    assert rows.shape == (200, layout.dim)
+    np.testing.assert_allclose(
+        rows.mean(axis=0), layout.flatten(model.gradient(params, X, targets)), atol=1e-12
+    )
+
+
+def test_one_record_changes_a_sum_by_no_more_than_the_norm() -> None:
+    """The sensitivity: with it and without it, under the same rounding of the others."""
+    found = SETTINGS.plan(5, 4.0, 1e-3)
+    rows = 100 * np.random.default_rng(2).normal(size=(40, found.dim - 1))
+    from fedavg.codec import PrivateCodec
+
+    codec = PrivateCodec(found, b"s", found.dim - 1, 1.0, counted=True)
+    for row in rows:
+        sent = codec.encode(row)
+        assert sum(int(v) ** 2 for v in sent) <= found.norm_squared
+
+
+def test_placed_uses_nothing_but_the_public_ranges() -> None:
+    table = np.array([[0.0, 5.0], [10.0, -3.0], [5.0, 100.0]])
+    np.testing.assert_allclose(placed(table, [(0, 10), (0, 20)]), [[-2, -1], [2, -2], [0, 2]])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rounds": 0}, {"max_records": 0}, {"learning_rate": 0.0}, {"momentum": 1.0}, {"seed": -1},
+     {"learning_rate": float("inf")}],
+)  # fmt: skip
+def test_impossible_settings_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        PrivateSGD(LogisticRegression(4), **change)
+
+
+def test_hospitals_that_cannot_take_part_are_named() -> None:
+    found = SETTINGS.plan(5, 4.0, 1e-3)
+    for x, y, says in ((X[:0], Y[:0], "hospital h0"), (X[:41], Y[:41], "at most 40 rows")):
+        with pytest.raises(ValueError, match=says):
+            SETTINGS.run({**HOSPITALS, "h0": (x, y)}, secure(found), found, Ledger(4.0, 1e-3, UNIT))
+
+
+def test_no_sum_at_all_is_said() -> None:
+    found = SETTINGS.plan(5, 4.0, 1e-3)
+    gone = {i: {f"h{j}": "masked" for j in range(3)} for i in range(12)}
+    rounds = SETTINGS.run(HOSPITALS, secure(found, dropouts=gone), found, Ledger(4.0, 1e-3, UNIT))
+    assert all(isinstance(r.aborted, Aborted) for r in rounds)
