@@ -25,7 +25,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import asinh, ceil, sqrt
 from typing import Any, Literal
 
@@ -143,21 +143,8 @@ class Noise:
         found = place + self._first
         tied = np.flatnonzero(self._cells[np.minimum(place, self._cells.size - 1)] == u)
         for i in tied:
-            found[i] = self._resolve(int(u[i]), more)
+            found[i] = _resolve(self.steps, int(u[i]), 64, more)
         return found
-
-    def _resolve(self, u: int, more: Callable[[int], bytes]) -> int:
-        """The sample whose first 64 bits of U are `u`, where a step lies in that cell."""
-        known = 64
-        while True:
-            steps = self.steps(max(PRECISION, 2 * known))
-            shift = steps.bits - known
-            lowest, highest = u << shift, u + 1 << shift  # lowest <= U < highest
-            # Steps certainly at or below U, and those not certainly above all of its cell.
-            below = bisect_right(steps.high, lowest)
-            if below == bisect_left(steps.low, highest) and 0 < below < len(steps.low):
-                return steps.first + below
-            u, known = u << 64 | int.from_bytes(more(8), "big"), known + 64
 
     def _tabulate(self) -> NDArray[np.signedinteger[Any]]:
         """The sample of each prefix; the dtype's least value where a step cuts its cell."""
@@ -167,6 +154,94 @@ class Noise:
         table: NDArray[np.signedinteger[Any]] = (places + self._first).astype(dtype)
         table[np.unique(cuts).astype(np.intp)] = np.iinfo(dtype).min
         return table
+
+
+class Rounding:
+    """Rounding to integers by a discrete Gaussian about the value itself; made by `rounding`.
+
+    A value x, a multiple of 1 / grid, becomes k with a probability proportional to exp(-(k - x)^2 / (2
+    variance)): without bias to speak of, and the rounding is itself noise (Peikert, "An Efficient and
+    Parallel Gaussian Sampler for Lattices", CRYPTO 2010, section 3: sums of such are nearly discrete
+    Gaussians again).
+    """
+
+    def __init__(self, grid_bits: int, variance: int) -> None:
+        self.grid_bits, self.variance = grid_bits, variance
+        self._steps: dict[tuple[int, int], Steps] = {}
+        grid, width = 1 << grid_bits, 64 - grid_bits
+        tables, firsts = [], []
+        keys: list[int] = []
+        for part in range(grid):
+            steps = self.steps(part)
+            cells = [low >> steps.bits - width for low in steps.low]
+            while cells != [high >> steps.bits - width for high in steps.high]:
+                steps = self.steps(part, 2 * steps.bits)
+                cells = [low >> steps.bits - width for low in steps.low]
+            cuts = np.array([cell >> width - _INDEX for cell in cells], np.int64)
+            table = np.searchsorted(cuts, np.arange(1 << _INDEX), side="left") + steps.first
+            table[cuts] = np.iinfo(np.int8).min
+            tables.append(table.astype(np.int8))
+            firsts.append(steps.first - len(keys))
+            keys += [part << width | cell for cell in cells]
+        self._table = np.concatenate(tables)
+        # Steps of all parts in one ascending list: the part in the upper bits, its cell in the lower.
+        self._keys, self._firsts = np.array(keys, np.uint64), np.array(firsts, np.int64)
+
+    def steps(self, part: int, bits: int = PRECISION) -> Steps:
+        """F for values `part` / grid above an integer, enclosed to about 2^-bits."""
+        if bits > _MOST_PRECISION:
+            raise AssertionError(f"F of rounding is undecided to {_MOST_PRECISION} bits")
+        if (part, bits) not in self._steps:
+            self._steps[part, bits] = _shifted_steps(Fraction(part, 1 << self.grid_bits), self.variance, bits)
+        return self._steps[part, bits]
+
+    def round(self, values: NDArray[np.int64], seed: bytes) -> NDArray[np.int64]:
+        """Each of `values`, in units of 1 / grid, as an integer: a function of `seed`, as in `Noise`."""
+        if not isinstance(seed, bytes) or len(seed) != SEED_BYTES:
+            raise ValueError(f"seed: expected {SEED_BYTES} bytes")
+        out = np.empty(values.size, np.int64)
+        prefixes, rests, more = (_stream(seed, use) for use in range(3))
+        undecided, width = np.iinfo(np.int8).min, 64 - self.grid_bits
+        for start in range(0, values.size, _CHUNK):
+            part = values[start : start + _CHUNK] & (1 << self.grid_bits) - 1
+            prefix = np.frombuffer(prefixes(2 * part.size), "<u2").astype(np.int64) >> _PREFIX - _INDEX
+            found = np.take(self._table, part << _INDEX | prefix).astype(np.int64)
+            left = np.flatnonzero(found == undecided)
+            rest = np.frombuffer(rests(8 * left.size), "<u8") >> np.uint64(self.grid_bits + _INDEX)
+            u = prefix[left].astype(np.uint64) << np.uint64(width - _INDEX) | rest
+            key = part[left].astype(np.uint64) << np.uint64(width) | u
+            place = np.searchsorted(self._keys, key, side="left")
+            found[left] = place + self._firsts[part[left]]
+            for i in np.flatnonzero(self._keys[np.minimum(place, self._keys.size - 1)] == key):
+                which = int(part[left[i]])
+                found[left[i]] = _resolve(partial(self.steps, which), int(u[i]), width, more)
+            out[start : start + _CHUNK] = found + (values[start : start + _CHUNK] >> self.grid_bits)
+        return out
+
+
+_INDEX = 12  # bits of U that index the table of one part: all parts' tables together stay in the cache
+
+
+def _resolve(steps_to: Callable[[int], Steps], u: int, known: int, more: Callable[[int], bytes]) -> int:
+    """The sample whose first `known` bits of U are `u`, where a step lies in that cell."""
+    while True:
+        steps = steps_to(max(PRECISION, 2 * known))
+        shift = steps.bits - known
+        lowest, highest = u << shift, u + 1 << shift  # lowest <= U < highest
+        # Steps certainly at or below U, and those not certainly above all of its cell.
+        below = bisect_right(steps.high, lowest)
+        if below == bisect_left(steps.low, highest) and 0 < below < len(steps.low):
+            return steps.first + below
+        u, known = u << 64 | int.from_bytes(more(8), "big"), known + 64
+
+
+@lru_cache(maxsize=4)
+def rounding(grid_bits: int, variance: int) -> Rounding:
+    """Rounding of multiples of 2^-grid_bits with that variance, a whole number from 1 to 64."""
+    if not (0 <= grid_bits <= 8 and 1 <= variance <= 64):
+        raise ValueError(f"rounding: expected a grid of 0 to 8 bits and a variance of 1 to 64, got "
+                         f"{grid_bits!r} and {variance!r}")  # fmt: skip
+    return Rounding(grid_bits, variance)
 
 
 @lru_cache(maxsize=64)
@@ -222,6 +297,29 @@ def _steps(family: Family, variance: float, bits: int) -> Steps:
     )  # fmt: skip
 
 
+def _shifted_steps(shift: Fraction, variance: int, bits: int) -> Steps:
+    """F of the discrete Gaussian about `shift`, which lies from 0 to below 1."""
+    w = bits + _GUARD
+    reach = ceil(sqrt(2 * (bits + 8) * 0.6932 * variance)) + 2
+    low, high = [], []
+    for k in range(-reach, reach + 2):
+        down, up = _exponential((k - shift) ** 2 / (2 * variance), w)
+        low.append(down)
+        high.append(up)
+    # What is beyond on either side is less than a geometric series of which the last ratio is below 1/2.
+    low_sum, high_sum = sum(low), sum(high) + high[0] + high[-1]
+    lower, upper, below, above = [], [], 0, high[0]
+    for down, up in zip(low, high, strict=True):
+        below, above = below + down, above + up
+        lower.append((below << bits) // high_sum)
+        upper.append(-((-above << bits) // low_sum))
+    if shift * 2 == 1:  # symmetric about it, so that F(0) is a half exactly, which no enclosure would tell
+        lower[reach] = upper[reach] = 1 << bits - 1
+    kept = [i for i in range(len(lower)) if lower[i] >= 1 and upper[i] < 1 << bits]
+    first, last = kept[0], kept[-1] + 1
+    return Steps(bits, first - reach, lower[first:last], upper[first:last])
+
+
 def _reach(variance: float, bits: int) -> int:
     """How far from zero F is told apart from 0 and 1 to `bits` bits; roughly, but not too near.
 
@@ -263,7 +361,7 @@ def _gaussian_ratios(variance: Fraction, reach: int, w: int) -> Iterator[tuple[i
 
 
 def _exponential(y: Fraction, w: int) -> tuple[int, int]:
-    """exp(-y) for y > 0: by its series at y / 2^s below a half, then squared s times."""
+    """exp(-y) for y >= 0: by its series at y / 2^s below a half, then squared s times."""
     halvings = max(0, (y.numerator // y.denominator).bit_length() + 1)
     extra = 2 * halvings + 8
     one = 1 << w + extra

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
 import mpmath
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from secagg.noise import FAMILIES, PRECISION, VARIANCES, Family, Noise, Steps, noise
+from secagg.noise import FAMILIES, PRECISION, VARIANCES, Family, Noise, Steps, _resolve, noise, rounding
+from secagg.noise import _stream as stream
 from secagg.randomness import seeded
 from secagg.ring import Ring
 
@@ -152,11 +154,9 @@ def test_ties_are_resolved_by_more_bits(family: Family, variance: float) -> None
         if not 1 << 8 < steps.low[i] < (1 << bits) - (1 << 8):
             continue
         for u, expected in ((steps.low[i] - 4, k), (steps.high[i] + 4, k + 1)):
-            more = iter((u & (1 << bits - 64) - 1).to_bytes((bits - 64) // 8, "big"))
-            assert (
-                of._resolve(u >> bits - 64, lambda n, more=more: bytes(next(more) for _ in range(n)))
-                == expected
-            )
+            rest = (u & (1 << bits - 64) - 1).to_bytes((bits - 64) // 8, "big")
+            found = _resolve(of.steps, u >> bits - 64, 64, io.BytesIO(rest).read)
+            assert found == expected
 
 
 @pytest.mark.parametrize(("family", "variance"), KINDS)
@@ -195,3 +195,76 @@ def test_a_seed_of_another_length_is_refused_and_not_shown(seed: bytes) -> None:
     with pytest.raises(ValueError, match="expected 16 bytes") as caught:
         noise("skellam", 1.0).sample(seed, 10)
     assert repr(seed) not in str(caught.value)
+
+
+GRIDS = [(7, 2), (7, 4), (0, 1), (8, 9), (3, 64)]
+
+
+@pytest.mark.parametrize(("grid_bits", "variance"), GRIDS)
+def test_rounding_is_enclosed(grid_bits: int, variance: int) -> None:
+    grid = 1 << grid_bits
+    with mpmath.workprec(PRECISION + 100):
+        for part in {0, 1 % grid, grid // 3, grid - 1}:
+            steps = rounding(grid_bits, variance).steps(part)
+            weights = [
+                mpmath.exp(-((mpmath.mpf(k) - mpmath.mpf(part) / grid) ** 2) / (2 * variance))
+                for k in range(-200, 201)
+            ]
+            total, below = mpmath.fsum(weights), mpmath.mpf(0)
+            for k, weight in zip(range(-200, 201), weights, strict=True):
+                below += weight
+                exact, i = below / total * mpmath.mpf(2) ** PRECISION, k - steps.first
+                if part * 2 == grid and k == 0:
+                    assert steps.low[i] == steps.high[i] == 1 << PRECISION - 1
+                elif 0 <= i < len(steps.low):
+                    assert steps.low[i] <= exact <= steps.high[i]
+                    assert steps.high[i] - steps.low[i] <= 2
+                else:
+                    assert exact < 2 or exact > mpmath.mpf(2) ** PRECISION - 2
+
+
+@pytest.mark.parametrize(("grid_bits", "variance"), GRIDS)
+def test_rounded_values_fit_the_distribution(grid_bits: int, variance: int) -> None:
+    size, grid = 400_000, 1 << grid_bits
+    of = rounding(grid_bits, variance)
+    for value in (0, 1, -1, 5 * grid + grid // 3, -7 * grid + grid // 2):
+        found = of.round(np.full(size, value, np.int64), value.to_bytes(16, "big", signed=True))
+        steps = of.steps(value % grid)
+        f = np.array([low / (1 << steps.bits) for low in steps.low])
+        p = np.diff(f, prepend=0.0, append=1.0)
+        places = np.clip(found - value // grid - steps.first, 0, len(p) - 1)
+        counts, common = np.bincount(places, minlength=len(p)), p * size > 10
+        statistic = ((counts - p * size)[common] ** 2 / (p * size)[common]).sum()
+        assert chi2.sf(statistic, common.sum() - 1) > 1e-4
+        if variance >= 2:
+            assert found.mean() == pytest.approx(value / grid, abs=5 * (variance / size) ** 0.5)
+            assert found.var() == pytest.approx(variance, rel=5 * (2 / size) ** 0.5)
+
+
+def test_each_way_of_rounding_agrees() -> None:
+    """The table, the steps in 57 bits and the big integers give the same for the same U."""
+    of = rounding(7, 4)
+    values = np.arange(-400, 400).repeat(50)
+    found = of.round(values, SEED)
+    prefixes, rests = (stream(SEED, use) for use in (0, 1))
+    for value, rounded in zip(values.tolist(), found.tolist(), strict=True):
+        steps = of.steps(value % 128)
+        u = int.from_bytes(prefixes(2), "little") >> 4
+        cut = {low >> steps.bits - 12 for low in steps.low}
+        shift = steps.bits - 12
+        if u in cut:
+            u = u << 45 | int.from_bytes(rests(8), "little") >> 19
+            shift = steps.bits - 57
+        # Unless U's cell holds a step, any point in it decides.
+        assert rounded == value // 128 + steps.first + sum(high <= u << shift for high in steps.high)
+
+
+@pytest.mark.parametrize(("grid_bits", "variance"), [(9, 4), (-1, 4), (7, 0), (7, 65)])
+def test_impossible_rounding_is_refused(grid_bits: int, variance: int) -> None:
+    with pytest.raises(ValueError, match="rounding: expected"):
+        rounding(grid_bits, variance)
+
+
+def test_rounding_needs_a_seed() -> None:
+    with pytest.raises(ValueError, match="expected 16 bytes"):
+        rounding(7, 4).round(np.zeros(3, np.int64), bytes(15))
