@@ -1,6 +1,7 @@
 """Environments beside the usual one; nox itself is in none of them (`pip install nox`, anywhere).
 
-`nox -s flower` and `nox -s ray`, each with arguments of pytest after `--`; `nox -s benchmarks -- --full`.
+`nox -s flower`, `nox -s federation` and `nox -s ray`, each with arguments of pytest after `--`;
+`nox -s benchmarks -- --full`.
 """
 
 import nox
@@ -16,7 +17,14 @@ def flower(session: nox.Session) -> None:
     session.run("mypy")
     benchmarks = ["tests/benchmarks/test_flower_benchmark.py", "tests/benchmarks/test_peers.py"]
     everything = ["tests/fedavg/adapters", "--ignore=tests/fedavg/adapters/test_ray.py", *benchmarks]
-    session.run("pytest", *(session.posargs or everything))
+    session.run("pytest", *(session.posargs or ["-m", "not slow", *everything]))
+
+
+@nox.session
+def federation(session: nox.Session) -> None:
+    """Processes with TLS and identities, one of which is killed: six minutes."""
+    session.install("-q", "-e", ".[flower,test]", "flwr[simulation]")
+    session.run("pytest", "-m", "slow", "tests/fedavg/adapters/test_flower_engines.py", *session.posargs)
 
 
 @nox.session

@@ -31,6 +31,8 @@ from fedavg.quantize import round_stochastically
 from fedavg.rotate import rotate, unrotate
 from protocols.errors import Aborted
 from secagg.labels import Label
+from secagg.noise import rounding
+from secagg.prg import SEED_BYTES
 from secagg.randomness import Rng, seeded, system
 
 
@@ -248,6 +250,10 @@ class PrivateCodec:
 
         Raises `ValueError` as `Codec.encode` does.
         """
+        return self._to_integers(self._on_grid(update, weight, rng, metrics), rng)
+
+    def _on_grid(self, update: Floats, weight: int, rng: Rng, metrics: Sequence[float]) -> NDArray[np.int64]:
+        """A contribution on the grid, of bounded norm."""
         exact = Codec(self.dim, self.clipping_norm, self.max_weight, 2, self.metrics)
         update = exact.checked(update, weight, metrics)
         joined = np.empty(self.length)
@@ -257,7 +263,13 @@ class PrivateCodec:
         if self.weighted:
             joined[-1] = extra
         joined *= weight / self.max_weight
-        return self._rounded(rotate(joined, self.seed) * self.plan.scale, rng)
+        return self._rounded(rotate(joined, self.seed) * (self.plan.scale * (1 << self.plan.grid_bits)), rng)
+
+    def _to_integers(self, values: NDArray[np.int64], rng: Rng) -> NDArray[np.int64]:
+        """From the grid to integers: by rounding that is part of the noise, if there is a finer grid."""
+        if not self.plan.rounding:
+            return values
+        return rounding(self.plan.grid_bits, self.plan.rounding).round(values, rng(SEED_BYTES))
 
     def encode_records(self, updates: Floats, rng: Rng = system) -> NDArray[np.int64]:
         """The sum of what each record contributes, encoded one by one: `updates` has a row for each.
@@ -271,8 +283,8 @@ class PrivateCodec:
             )
         total = np.zeros(self.length, np.int64)
         for update in updates:
-            total += self.encode(update, 1, rng)
-        return total
+            total += self._on_grid(update, 1, rng, ())
+        return self._to_integers(total, rng)
 
     def _rounded(self, values: Floats, rng: Rng) -> NDArray[np.int64]:
         """Rounded without bias, again and again until the norm is allowed (conditional rounding).

@@ -95,7 +95,7 @@ class Ledger:
                 f"{result.noise:.4g}: what it tells has no bound"
             )
         included = len(result.included)
-        mu = min(plan.mu, plan.mu_with(result.noise))
+        mu = min(plan.mu, plan.mu_with(result.noise, included - plan.colluding))
         self.charge(Release(task, round, mu, included, included - plan.colluding, True))
 
     def charge(self, release: Release) -> None:

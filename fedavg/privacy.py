@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import cosh, erfc, exp, inf, isfinite, isqrt, log, pi, sinh, sqrt
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from secagg.noise import VARIANCES, Family, noise
 NO_WORSE = 0.01
 """The mean squared error may exceed that of a trusted server's Gaussian noise by this fraction."""
 
+_FAR_WORSE = 10.0  # a ring that makes it so much larger is refused
 _MARGIN = 1 + 1e-8  # what the quantile function of the normal distribution and float64 may be off by
 
 
@@ -132,6 +133,51 @@ def divergence(family: Family, parts: int) -> float:
     return 0.0 if family == "skellam" else parts * 4.1 * exp(-pi * pi * SMOOTH)
 
 
+GRID_BITS = 9
+"""With rounding as part of the noise, contributions are first rounded to so many bits finer."""
+
+ROUNDINGS = (4, 2)
+"""The variances of such rounding, of which one is chosen."""
+
+
+@lru_cache(maxsize=64)
+def rounding_factor(rounding: int, honest: int, variance: float) -> float:
+    """`gaussian_factor` for a shift by any fraction, where rounding is part of the noise.
+
+    Each of `honest` clients rounds by a discrete Gaussian of variance `rounding` about its value, and Skellam
+    noise makes up the rest of `variance`. The sum is a discrete Gaussian of `rounding * honest` about the sum
+    of the values, but for a factor of 1 +- e in every probability (by Poisson's summation formula, one client
+    at a time), plus the Skellam noise. A shift by one step of the grid has monotone likelihood ratios,
+    whatever the others' values are (the discrete Gaussian's are, and adding log-concave noise keeps that), so
+    its trade-off function has its corners at thresholds; they are looked at for every fraction of the grid.
+    Shifts by many steps follow by group privacy. Only thresholds below the middle: the others are those of
+    the mirror image, whose fractions are among them. What e can change is counted against us: below the
+    middle F / phi(Phi^-1(F)) is less than 1.6. More noise than is tabulated has a smaller factor.
+    """
+    from scipy.special import ndtri
+
+    grid, together = 1 << GRID_BITS, rounding * honest
+    tabulated = min(variance, max(2.0 * together, _CONVOLVED))
+    off = sum(4.1 * exp(-2 * pi * pi * rounding * j / (j + 1)) for j in range(1, min(honest, 50)))
+    off += max(0, honest - 50) * 4.1 * exp(-2 * pi * pi * rounding * 50 / 51)
+    p = np.ones(1)
+    if tabulated - together > 1e-6:
+        steps = noise("skellam", tabulated - together).steps()
+        f = np.array([low / (1 << steps.bits) for low in steps.low[: 1 - steps.first]])
+        p = np.diff(f, prepend=0.0)
+        p = np.concatenate([p, p[-2::-1]])
+    reach = int(14 * sqrt(together)) + 2
+    k, slope, last = np.arange(-reach, reach + 1), 0.0, None
+    for part in range(grid + 1):
+        weights = np.exp(-((k - part / grid) ** 2) / (2 * together))
+        found = np.cumsum(np.convolve(p, weights / weights.sum()))
+        if last is not None:
+            some = (found > 2.0**-120) & (found < 0.6)
+            slope = max(slope, float((ndtri(last[some]) - ndtri(found[some])).max()))
+        last = found
+    return max(1.0, slope * grid * sqrt(tabulated)) * _MARGIN + 3.2 * off * grid * sqrt(variance)
+
+
 # ------------------------------------------------------------------------------------------ plans
 
 
@@ -142,8 +188,10 @@ class Plan:
     Made by `plan`. Units: an update's own for `clipping_norm` and `error`; `scale` integers to one of them.
 
     records    most contributions of one client, each of which is protected; 1 if that is the client's vector
+    rounding   variance of the rounding to integers, if that is part of the noise, after a first rounding to a
+               grid of 2^-`GRID_BITS`; 0 if contributions are rounded to integers at once
     norm_squared
-               largest squared L2 norm of one contribution's integers
+               largest squared L2 norm of one contribution, on that grid or in integers
     variance   of the honest clients' noise in an entry of the sum, in integers squared
     mu         one round is mu-GDP
     bits       width of the ring
@@ -163,6 +211,7 @@ class Plan:
     delta: float
     family: Family
     scale: float
+    rounding: int
     norm_squared: int
     variance: float
     mu: float
@@ -176,10 +225,15 @@ class Plan:
         """Of the Gaussian mechanism with the same guarantee: its deviation over the clipping norm."""
         return 1.0 / self.mu
 
-    def mu_with(self, variance: float) -> float:
-        """What a sum tells whose honest noise has another variance, at least."""
-        factor = gaussian_factor(self.family, min(variance, _TABULATED))
-        return factor * sqrt(self.norm_squared / variance)
+    @property
+    def grid_bits(self) -> int:
+        """Contributions are multiples of 2^-this."""
+        return GRID_BITS if self.rounding else 0
+
+    def mu_with(self, variance: float, honest: int) -> float:
+        """What a sum tells whose noise has another variance at least, of so many honest clients."""
+        factor = _factor(self.family, self.rounding, honest, variance)
+        return factor * sqrt(self.norm_squared / 4**self.grid_bits / variance)
 
     @property
     def local(self) -> float:
@@ -189,17 +243,18 @@ class Plan:
     @property
     def bound(self) -> int:
         """Every integer that a client sums up is below this, in absolute value."""
-        return self.records * isqrt(self.norm_squared) + 1
+        return self.records * (isqrt(self.norm_squared) >> self.grid_bits) + 1 + (64 if self.rounding else 0)
 
     @property
     def noisy(self) -> Noisy:
         """What a session must agree on."""
-        return Noisy(self.variance, self.colluding, self.family)
+        return Noisy(self.variance, self.colluding, self.family, float(self.rounding))
 
 
 def plan(
     dim: int, clipping_norm: float, cohort: int, epsilon: float, delta: float, *, rounds: int = 1,
     records: int = 1, colluding: int = 0, bits: int | None = None, family: Family = "skellam", parts: int = 8,
+    analysis: Analysis = "best",
 ) -> Plan:  # fmt: skip
     """The noise multiplier, scale and bits for a target, with the error to expect.
 
@@ -211,6 +266,9 @@ def plan(
     bits           of the ring; by default the fewest with which the error is at most 1 % above a trusted
                    server's
     parts          of noise that a client adds at most: matters for discrete Gaussians only
+    analysis       "published": contributions are rounded to integers of bounded norm before any noise, as in
+                   the papers. "tight": rounding is part of the noise, which takes fewer bits. "best": of the
+                   two, what has the fewest bits, and then the least error
 
     Raises `ValueError` for impossible input, `Infeasible` for a target that cannot be met, with what can.
     """
@@ -232,22 +290,26 @@ def plan(
     if spent >= epsilon / 2:
         raise Infeasible(f"{family}: {rounds} rounds of {dim} entries alone cost epsilon {spent:.3g}")
     mu = mu_of(epsilon - spent, delta) / sqrt(rounds)
-    about = _Layout(dim, cohort, records, colluding, mu, family)
-    if bits is not None:
-        found = about.best(bits)
-        if found is None:
-            raise Infeasible(f"bits: {bits} cannot hold a sum of {cohort} clients with noise multiplier "
-                             f"{1 / mu:.3g}; at least {about.fewest()} can")  # fmt: skip
-    else:
-        bits = about.fewest()
-        found = about.best(bits)
-    assert found is not None
-    scale, squared = found
+    if analysis not in ("best", "tight", "published"):
+        raise ValueError(f"analysis: expected best, tight or published, got {analysis!r}")
+    roundings = {"published": (0,), "tight": ROUNDINGS, "best": (*ROUNDINGS, 0)}[analysis]
+    if family != "skellam":
+        roundings = (0,)
+    ways = [_Layout(dim, cohort, records, colluding, mu, family, rounding) for rounding in roundings]
+    chosen = bits if bits is not None else min(about.fewest() for about in ways)
+    possible = [(way.error(*best, chosen)[0], way, best) for way in ways if (best := way.best(chosen))]
+    squares, about, (scale, squared) = min(possible, key=lambda way: way[0], default=(inf, ways[0], (0.0, 0)))
+    allowed = about.central * cohort / (cohort - colluding)
+    if squares > _FAR_WORSE * allowed:
+        raise Infeasible(
+            f"bits: {chosen} make the mean squared error {squares / allowed:.3g} times that of a trusted "
+            f"server's noise; {min(way.fewest() for way in ways)} do"
+        )
     variance = about.variance(squared)
-    error, wraps = about.error(scale, squared, bits)
+    error, wraps = about.error(scale, squared, chosen)
     return Plan(
         dim, clipping_norm, cohort, records, colluding, rounds, epsilon, delta, family,
-        scale / clipping_norm, squared, variance, mu, bits,
+        scale / clipping_norm, about.rounding, squared, variance, mu, chosen,
         sqrt(error) * clipping_norm, sqrt(about.central) * clipping_norm, wraps,
     )  # fmt: skip
 
@@ -255,6 +317,8 @@ def plan(
 _FEWEST, _MOST = 5, 40
 _TOO_OFTEN = 1e-2  # an entry that wraps so often is not counted as an error, but as no sum
 _TABULATED = 2.0**20  # a factor falls as the variance grows, and here it is 1 + 2e-7
+_CONVOLVED = 2.0**14
+Analysis = Literal["best", "tight", "published"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +331,11 @@ class _Layout:
     colluding: int
     mu: float
     family: Family
+    rounding: int = 0
+
+    @property
+    def grid(self) -> int:
+        return 1 << (GRID_BITS if self.rounding else 0)
 
     @property
     def central(self) -> float:
@@ -274,26 +343,28 @@ class _Layout:
         return 1.0 / self.mu**2
 
     def squared(self, scale: float) -> int:
-        """The largest squared norm of an update of norm `scale` after rounding that is accepted.
+        """The largest squared norm of an update of norm `scale` after rounding to the grid that is accepted.
 
         Rounding adds at most min(dim / 4, sqrt(dim) scale) in expectation, and deviates from it by less than
         scale + sqrt(dim) / 2 at least four times in ten (Kairouz, Liu, Steinke 2021, section 4.2, with beta =
         exp(-1/2)); whoever exceeds it rounds again.
         """
+        scale *= self.grid
         added = min(self.dim / 4, sqrt(self.dim) * scale)
         return int(scale * scale + added + scale + sqrt(self.dim) / 2) + 1
 
     def variance(self, squared: int) -> float:
         """Of the honest clients' noise in an entry of the sum."""
-        wanted = squared / self.mu**2  # the factor for what is less than will be: on the safe side
-        return wanted * gaussian_factor(self.family, min(wanted, _TABULATED)) ** 2
+        wanted = squared / self.grid**2 / self.mu**2
+        # The factor for what is less than will be: on the safe side.
+        return wanted * _factor(self.family, self.rounding, self.cohort - self.colluding, wanted) ** 2
 
     def error(self, scale: float, squared: int, bits: int) -> tuple[float, tuple[float, float]]:
         """Mean squared error of an entry of the sum, and how many entries wrap: independent, aligned."""
         honest = self.cohort - self.colluding
-        noise_variance = squared / self.mu**2 * self.cohort / honest
+        noise_variance = squared / self.grid**2 / self.mu**2 * self.cohort / honest
         contributions = self.cohort * self.records
-        rounding = contributions * min(0.25, scale / sqrt(self.dim))
+        rounding = contributions * min(0.25, scale * self.grid / sqrt(self.dim)) / self.grid**2
         wraps, worst = [], 0.0
         for together in (contributions, contributions**2):
             signal = together * scale**2 / self.dim
@@ -313,8 +384,9 @@ class _Layout:
             for step in range(200):
                 scale = exp(low + (high - low) * step / 199)
                 squared = self.squared(scale)
-                each = squared / self.mu**2 / (self.cohort - self.colluding)
-                if isqrt(squared) + 1 <= half and lowest <= each <= highest:
+                each = squared / self.grid**2 / self.mu**2 / (self.cohort - self.colluding)
+                fits = isqrt(squared) / self.grid + 1 <= half
+                if fits and max(lowest, self.rounding) <= each <= highest:
                     found = min(found, (self.error(scale, squared, bits)[0], scale, squared))
             return found
 
@@ -340,6 +412,13 @@ class _Layout:
         if which is None:
             raise Infeasible(f"no ring holds {self.cohort} updates of {self.dim} entries with this noise")
         return which
+
+
+def _factor(family: Family, rounding: int, honest: int, variance: float) -> float:
+    """The factor of noise like this, or of as much as is tabulated."""
+    if not rounding:
+        return gaussian_factor(family, min(variance, _TABULATED))
+    return rounding_factor(rounding, honest, max(1.0 * rounding * honest, variance))
 
 
 def _wrapping(noise_variance: float, other: float, half: float) -> tuple[float, float]:

@@ -407,7 +407,8 @@ def share_keys(context: ClientContext, state: AwaitRoster, message: Roster) -> t
     promised = _promised(session, index, state.seed, excess)
     dealt = Dealt(_echo(message), promised, b"".join(boxes), b"".join(commitments))
     # The base of the noise is nobody else's to know: its secret is drawn last, and shared with no one.
-    noise = () if session.levels is None else (*excess, rng(SECRET_BYTES))
+    parts = () if session.levels is None else session.levels.parts
+    noise = (*excess, *(rng(SECRET_BYTES) for _ in parts[len(excess) :]))
     neighbours = graph.neighbours(index)
     after = AwaitShares(state.mask, state.seed, setup, channels, peers, kept, neighbours, noise)
     return after, [(0, dealt, b"")]

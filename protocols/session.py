@@ -204,7 +204,14 @@ class Session:
     def _mode(self) -> Any:
         if self.noise is None:
             return "exact"
-        return ("noisy", self.noise.family, self.noise.variance.hex(), self.noise.colluding)
+        noise = self.noise
+        return (
+            "noisy",
+            noise.family,
+            float(noise.variance).hex(),
+            noise.colluding,
+            float(noise.carried).hex(),
+        )
 
     @cached_property
     def positions(self) -> dict[str, int]:

@@ -41,11 +41,14 @@ class Noisy:
     variance   of the noise that honest clients contribute, in squared units of the integers that are summed
     colluding  how many included clients' noise is not counted on
     family     "skellam": a sum of Skellam variables is one, however the noise is divided
+    carried    variance of noise that each client's vector has in it already when it is given to the session:
+               of rounding by `secagg.noise.rounding`
     """
 
     variance: float
     colluding: int = 0
     family: Family = "skellam"
+    carried: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.variance, bool) or not isinstance(self.variance, (int, float)):
@@ -56,13 +59,16 @@ class Noisy:
             raise LocalError(f"noise: expected a number of colluding clients, got {self.colluding!r}")
         if self.family not in FAMILIES:
             raise LocalError(f"noise: expected one of {', '.join(FAMILIES)}; got {self.family!r}")
+        if not (isinstance(self.carried, (int, float)) and 0 <= self.carried < inf):
+            raise LocalError(f"noise: expected a carried variance of 0 or more, got {self.carried!r}")
 
 
 @dataclass(frozen=True, slots=True)
 class Levels:
     """The noise of one client of a cohort: `base`, and `count` components that may be taken out.
 
-    Component i has variance `unit` * 2^i. All in squared units of the integers that are summed.
+    Component i has variance `unit` * 2^i. All in squared units of the integers that are summed. What the
+    vector carries comes on top; `base` is 0 if that is enough.
     """
 
     noisy: Noisy
@@ -72,8 +78,8 @@ class Levels:
 
     @property
     def parts(self) -> tuple[Noise, ...]:
-        """The distribution of each component, ascending, and last that of the base."""
-        variances = [*(self.unit * 2**i for i in range(self.count)), self.base]
+        """The distribution of each component, ascending, and last that of the base, if there is one."""
+        variances = [self.unit * 2**i for i in range(self.count)] + [self.base] * (self.base > 0)
         return tuple(noise(self.noisy.family, variance) for variance in variances)
 
     def _kept(self, included: int) -> int:
@@ -81,7 +87,8 @@ class Levels:
         if not self.count:
             return 0
         each = Fraction(self.noisy.variance) / (included - self.noisy.colluding)
-        return max(0, ceil((each - Fraction(self.base)) / Fraction(self.unit)))
+        kept = each - Fraction(self.base) - Fraction(self.noisy.carried)
+        return max(0, ceil(kept / Fraction(self.unit)))
 
     def excess(self, included: int) -> tuple[int, ...]:
         """The components to take out of the noise of every client, of so many included."""
@@ -90,7 +97,8 @@ class Levels:
 
     def remaining(self, included: int) -> float:
         """The variance that honest clients' noise leaves in a sum of so many, when the excess is out."""
-        return (included - self.noisy.colluding) * (self.base + self._kept(included) * self.unit)
+        each = self.noisy.carried + self.base + self._kept(included) * self.unit
+        return (included - self.noisy.colluding) * each
 
 
 def levels(noisy: Noisy, n: int, least: int) -> Levels:
@@ -105,19 +113,20 @@ def levels(noisy: Noisy, n: int, least: int) -> Levels:
             "expect fewer dropouts, or a larger cohort"
         )
     # Rounded up: whatever floats lose, they lose on the safe side.
-    base = nextafter(noisy.variance / (n - noisy.colluding), inf)
+    fewest = nextafter(noisy.variance / (n - noisy.colluding), inf)
     most = nextafter(noisy.variance / (least - noisy.colluding), inf)
+    base = max(0.0, nextafter(fewest - noisy.carried, inf)) if fewest > noisy.carried else 0.0
     count, unit = 0, 0.0
-    if least < n:
-        span, count = most - base, 1
-        while span > ((1 << count) - 1) * OVERSHOOT * base * (1 - 1e-9):
+    if least < n and most > base + noisy.carried:
+        span, count = nextafter(most - base - noisy.carried, inf), 1
+        while span > ((1 << count) - 1) * OVERSHOOT * fewest * (1 - 1e-9):
             count += 1
         unit = nextafter(span / ((1 << count) - 1), inf)
     smallest, largest = VARIANCES[noisy.family]
     if noisy.family == "discrete-gaussian":
         smallest = SMOOTH
-    parts = [base, *(unit * 2**i for i in range(count))]
-    if min(parts) < smallest or max(parts) > largest:
+    parts = [base] * (base > 0) + [unit * 2**i for i in range(count)]
+    if parts and (min(parts) < smallest or max(parts) > largest):
         raise Infeasible(
             f"noise: each of {n} clients adds parts of variance {min(parts):.3g} to {max(parts):.3g}; those "
             f"of {noisy.family} are from {smallest:.3g} to {largest:.3g}: choose another scale"

@@ -167,6 +167,7 @@ class Rounding:
 
     def __init__(self, grid_bits: int, variance: int) -> None:
         self.grid_bits, self.variance = grid_bits, variance
+        self._weights: dict[int, tuple[list[int], list[int]]] = {}
         self._steps: dict[tuple[int, int], Steps] = {}
         grid, width = 1 << grid_bits, 64 - grid_bits
         tables, firsts = [], []
@@ -191,8 +192,10 @@ class Rounding:
         """F for values `part` / grid above an integer, enclosed to about 2^-bits."""
         if bits > _MOST_PRECISION:
             raise AssertionError(f"F of rounding is undecided to {_MOST_PRECISION} bits")
+        if bits not in self._weights:
+            self._weights[bits] = _fine_weights(self.variance, 1 << self.grid_bits, bits)
         if (part, bits) not in self._steps:
-            self._steps[part, bits] = _shifted_steps(Fraction(part, 1 << self.grid_bits), self.variance, bits)
+            self._steps[part, bits] = _part_steps(*self._weights[bits], part, 1 << self.grid_bits, bits)
         return self._steps[part, bits]
 
     def round(self, values: NDArray[np.int64], seed: bytes) -> NDArray[np.int64]:
@@ -219,7 +222,7 @@ class Rounding:
         return out
 
 
-_INDEX = 12  # bits of U that index the table of one part: all parts' tables together stay in the cache
+_INDEX = 11  # bits of U that index the table of one part: all parts' tables together stay in the cache
 
 
 def _resolve(steps_to: Callable[[int], Steps], u: int, known: int, more: Callable[[int], bytes]) -> int:
@@ -238,8 +241,8 @@ def _resolve(steps_to: Callable[[int], Steps], u: int, known: int, more: Callabl
 @lru_cache(maxsize=4)
 def rounding(grid_bits: int, variance: int) -> Rounding:
     """Rounding of multiples of 2^-grid_bits with that variance, a whole number from 1 to 64."""
-    if not (0 <= grid_bits <= 8 and 1 <= variance <= 64):
-        raise ValueError(f"rounding: expected a grid of 0 to 8 bits and a variance of 1 to 64, got "
+    if not (0 <= grid_bits <= 10 and 1 <= variance <= 64):
+        raise ValueError(f"rounding: expected a grid of 0 to 10 bits and a variance of 1 to 64, got "
                          f"{grid_bits!r} and {variance!r}")  # fmt: skip
     return Rounding(grid_bits, variance)
 
@@ -297,23 +300,31 @@ def _steps(family: Family, variance: float, bits: int) -> Steps:
     )  # fmt: skip
 
 
-def _shifted_steps(shift: Fraction, variance: int, bits: int) -> Steps:
-    """F of the discrete Gaussian about `shift`, which lies from 0 to below 1."""
+def _fine_weights(variance: int, grid: int, bits: int) -> tuple[list[int], list[int]]:
+    """The discrete Gaussian on the grid itself: weights of 0, 1, 2 ... relative to that of 0, enclosed."""
     w = bits + _GUARD
-    reach = ceil(sqrt(2 * (bits + 8) * 0.6932 * variance)) + 2
-    low, high = [], []
-    for k in range(-reach, reach + 2):
-        down, up = _exponential((k - shift) ** 2 / (2 * variance), w)
-        low.append(down)
-        high.append(up)
-    # What is beyond on either side is less than a geometric series of which the last ratio is below 1/2.
-    low_sum, high_sum = sum(low), sum(high) + high[0] + high[-1]
-    lower, upper, below, above = [], [], 0, high[0]
-    for down, up in zip(low, high, strict=True):
-        below, above = below + down, above + up
+    low, high = [1 << w], [1 << w]
+    fine = variance * grid * grid
+    for low_ratio, high_ratio in _gaussian_ratios(Fraction(fine), _reach(fine, bits) + 2 * grid, w):
+        low.append(low[-1] * low_ratio >> w)
+        high.append(-(-high[-1] * high_ratio >> w))
+    return low, high
+
+
+def _part_steps(low: list[int], high: list[int], part: int, grid: int, bits: int) -> Steps:
+    """F of rounding a value `part` / grid above an integer: k has the weight of (k * grid - part) there."""
+    reach = (len(low) - 1) // grid - 1
+    places = [abs(k * grid - part) for k in range(-reach, reach + 2)]
+    # What is beyond on either side is less than the last weight, twice: from one k to the next they fall by
+    # more than half, so far out.
+    low_sum = sum(low[p] for p in places)
+    high_sum = sum(high[p] for p in places) + high[places[0]] + high[places[-1]]
+    lower, upper, below, above = [], [], 0, high[places[0]]
+    for place in places:
+        below, above = below + low[place], above + high[place]
         lower.append((below << bits) // high_sum)
         upper.append(-((-above << bits) // low_sum))
-    if shift * 2 == 1:  # symmetric about it, so that F(0) is a half exactly, which no enclosure would tell
+    if 2 * part == grid:  # symmetric about it, so that F(0) is a half exactly, which no enclosure would tell
         lower[reach] = upper[reach] = 1 << bits - 1
     kept = [i for i in range(len(lower)) if lower[i] >= 1 and upper[i] < 1 << bits]
     first, last = kept[0], kept[-1] + 1

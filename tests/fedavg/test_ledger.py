@@ -16,7 +16,7 @@ from fedavg.privacy import epsilon_of, mu_of, plan
 from protocols.errors import Aborted
 from protocols.machine import Aggregate
 
-PLAN = plan(10, 1.0, 10, 2.0, 1e-3, rounds=4, colluding=1)
+PLAN = plan(10, 1.0, 10, 2.0, 1e-3, rounds=4, colluding=1, analysis="published")
 MU = mu_of(2.0, 1e-3) / 2
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from math import sqrt
 from typing import Any
 
 import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution as pld
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm, skellam
 
@@ -23,6 +24,7 @@ from fedavg.privacy import (
     gaussian_factor,
     mu_of,
     plan,
+    rounding_factor,
 )
 from protocols.errors import Aborted, Infeasible
 from protocols.simulator import simulate
@@ -123,17 +125,77 @@ def test_a_release_that_tells_nothing_costs_nothing(lost: float) -> None:
     assert epsilon_of(1e-6 * lost, 1e-5) == 0.0
 
 
-def test_central_figures_of_a_plan() -> None:
-    """One per cent above a trusted server's error, at 2^20 entries, a hundred clients, multiplier 1."""
-    found = plan(1 << 20, 1.0, 100, epsilon_of(1.0, 1e-5), 1e-5)
-    assert found.bits == 16
+@pytest.mark.parametrize(
+    ("analysis", "bits", "at_most"), [("published", 16, 1.01), ("tight", 9, 1.001), ("tight", 7, 1.01)]
+)
+def test_hardly_worse_than_a_trusted_server(analysis: Any, bits: int, at_most: float) -> None:
+    """At 2^20 entries, a hundred clients and noise multiplier 1: in mean squared error."""
+    found = plan(1 << 20, 1.0, 100, epsilon_of(1.0, 1e-5), 1e-5, bits=bits, analysis=analysis)
     assert found.noise_multiplier == pytest.approx(1.0, rel=1e-5)
-    assert 1.0 < (found.error / found.central) ** 2 <= 1.01
+    assert 1.0 < (found.error / found.central) ** 2 <= at_most
     assert found.central == pytest.approx(1.0, rel=1e-5)
     assert found.wraps[0] <= found.wraps[1] < 100
     # Sensitivity, noise and guarantee fit together.
-    mu = sqrt(found.norm_squared / found.variance)
-    assert mu < found.mu * (1 + 1e-9)
+    mu = sqrt(found.norm_squared / found.variance) / (1 << found.grid_bits)
+    assert found.mu / 1.001 < mu < found.mu * (1 + 1e-9)
+    assert (found.rounding > 0) == (analysis == "tight")
+
+
+def test_the_best_analysis_is_that_with_the_fewest_bits() -> None:
+    target = (1 << 20, 1.0, 100, epsilon_of(1.0, 1e-5), 1e-5)
+    found = [plan(*target, analysis=analysis).bits for analysis in ("published", "tight", "best")]
+    assert found == [16, 7, 7]
+
+
+def rounded(rounding: int, x: float) -> tuple[int, Any]:
+    """Rounding of x by a discrete Gaussian: the first integer, and the probability of each."""
+    reach = int(16 * sqrt(rounding)) + 2
+    weights = np.exp(-((np.arange(-reach, reach + 1) - x % 1) ** 2) / (2 * rounding))
+    return int(np.floor(x)) - reach, weights / weights.sum()
+
+
+def total(rounding: int, values: Sequence[float], skellam_variance: float) -> tuple[int, Any]:
+    """The sum of all values rounded, and of Skellam noise: the first integer, and probabilities."""
+    start, p = 0, np.ones(1)
+    for x in values:
+        first, q = rounded(rounding, x)
+        start, p = start + first, np.convolve(p, q)
+    if skellam_variance:
+        k, q = probabilities("skellam", skellam_variance)
+        start, p = start + int(k[0]), np.convolve(p, q)
+    return start, p
+
+
+@given(
+    st.sampled_from([(4, 0.0), (4, 20.0), (2, 0.0), (2, 3.0)]),
+    st.lists(st.floats(-9, 9), min_size=1, max_size=4), st.integers(-3000, 3000), st.integers(1, 4000),
+)  # fmt: skip
+@settings(max_examples=60)
+def test_rounding_tells_no_more_than_the_gaussian_that_stands_for_it(
+    kind: tuple[int, float], others: list[float], place: int, steps: int
+) -> None:
+    """Whatever the others' values: the exact sum of all, with one value here and there, both ways."""
+    rounding, more = kind
+    here, there = place / 512, (place + steps) / 512
+    variance = rounding * (1 + len(others)) + more
+    mu = rounding_factor(rounding, 1 + len(others), variance) * (there - here) / sqrt(variance)
+    (a, p), (b, q) = (total(rounding, [x, *others], more) for x in (here, there))
+    size = max(a + len(p), b + len(q)) - min(a, b)
+    first, second = np.zeros(size), np.zeros(size)
+    first[a - min(a, b) :][: len(p)] = p
+    second[b - min(a, b) :][: len(q)] = q
+    for epsilon in np.linspace(0, min(20, mu * mu + 3 * mu), 40):
+        exact = max(hockey_stick(first, second, epsilon), hockey_stick(second, first, epsilon))
+        assert exact <= gaussian_delta(mu, epsilon) * (1 + 1e-9) + 1e-13
+
+
+def test_the_factor_with_rounding_is_near_one_and_falls() -> None:
+    for rounding, honest in ((4, 10), (2, 100), (4, 100)):
+        together = rounding * honest
+        factors = [rounding_factor(rounding, honest, together * 2.0**e) for e in range(6)]
+        assert all(1 <= f < 1.004 for f in factors)
+        if rounding == 4:  # of 2, sums are not as nearly discrete Gaussians, which wide noise makes matter
+            assert factors[-1] <= factors[0]
 
 
 @pytest.mark.parametrize(("v", "w"), [(100.0, 0.0), (100.0, 50.0), (3000.0, 300.0), (2.0, 1.0)])
@@ -184,7 +246,7 @@ def test_the_error_of_a_mean_is_what_the_plan_said() -> None:
 
 def test_few_bits_wrap_as_often_as_was_said() -> None:
     n, dim = 12, 20_000
-    found = plan(dim, 1.0, n, 5.0, 1e-3, bits=10)
+    found = plan(dim, 1.0, n, 5.0, 1e-3, bits=10, analysis="published")
     _, wraps = _Layout(dim, n, 1, 0, found.mu, "skellam").error(found.scale, found.norm_squared, 9)
     assert 50 < wraps[0] < wraps[1] < 2000
     codec, generator = PrivateCodec(found, b"s", dim, 1.0), np.random.default_rng(1)
@@ -216,7 +278,7 @@ def test_weights_and_metrics_come_back() -> None:
 
 
 def test_a_total_weight_that_is_not_positive_is_aborted() -> None:
-    found = plan(4, joint_norm(1.0, 1), 3, 1.0, 1e-2)
+    found = plan(4, joint_norm(1.0, 1), 3, 1.0, 1e-2, analysis="published")
     codec = PrivateCodec(found, b"s", 3, 1.0, 100)
     with pytest.raises(Aborted, match="sum of weights is not positive"):
         codec.decode(-codec.encode(np.zeros(3), 100), 1)
@@ -273,8 +335,11 @@ def test_impossible_plans_are_refused(changes: dict[str, Any], says: str) -> Non
 
 
 def test_too_few_bits_are_refused_with_how_many_would_do() -> None:
-    with pytest.raises(Infeasible, match=r"bits: 5 cannot hold .* at least \d+ can"):
-        plan(100_000, 1.0, 10, 100.0, 1e-5, bits=5)
+    target = (1 << 20, 1.0, 100, epsilon_of(1.0, 1e-5), 1e-5)
+    with pytest.raises(Infeasible, match=r"bits: 9 make the mean squared error 15\d times .* 16 do"):
+        plan(*target, bits=9, analysis="published")
+    with pytest.raises(Infeasible, match=r"bits: 4 make the mean squared error (inf|\d+) times .* 7 do"):
+        plan(*target, bits=4)
 
 
 def test_a_plan_for_other_updates_is_refused() -> None:

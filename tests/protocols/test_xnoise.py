@@ -30,8 +30,8 @@ def test_what_remains_is_enough_and_hardly_more(
         honest = sum(parts) * (included - c)
         assert variance <= honest <= Fraction(variance) * Fraction(1 + OVERSHOOT)
         assert found.remaining(included) == pytest.approx(float(honest), rel=1e-12)
-    # Seven components do for half of any cohort dropping out, one more for each doubling beyond.
-    assert found.count <= max(0, log2((n - c) / (least - c))) + 7
+    # Eight components do for half of the noise dropping out, one more for each doubling beyond.
+    assert found.count <= log2((n - c) / (least - c)) + 7.1
     assert (found.count == 0) == (least == n)
 
 

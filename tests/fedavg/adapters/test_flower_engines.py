@@ -1,4 +1,4 @@
-"""Flower's own engines: the simulation, and a deployment of processes. Slow: about five minutes in all."""
+"""Flower's own engines: the simulation, and deployments of processes."""
 
 from __future__ import annotations
 
@@ -86,6 +86,7 @@ def test_the_readmes_change_is_all_that_makes_the_example_secure(tmp_path: Path)
         assert a.dtype == b.dtype
 
 
+@pytest.mark.slow
 def test_a_federation_of_processes_survives_a_kill(tmp_path: Path) -> None:
     (command,) = re.findall(
         r"^\$ \.flower/bin/python (examples/flower/deploy.py) federation$", README, re.MULTILINE
