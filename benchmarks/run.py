@@ -21,7 +21,7 @@ from typing import Any
 from plots import draw
 from record import HERE, taken_on, write_results
 
-PARTS = ("limit", "peers", "model", "growth")
+PARTS = ("limit", "peers", "noise", "model", "growth")
 
 HEAD = """\
 # What secure aggregation costs here

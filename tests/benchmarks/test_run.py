@@ -21,7 +21,7 @@ def tiny(part: str, into: Path) -> tuple[dict[str, Any], list[str]]:
     found = json.loads((into / "results" / f"{part}.json").read_text())
     assert {"cpu", "commit", "numpy"} <= found["machine"].keys()
     page = (into / "RESULTS.md").read_text()
-    headings = {"limit": "To the limit", "growth": "Growth", "model": "The cost model"}
+    headings = {"limit": "To the limit", "noise": "Noise", "growth": "Growth", "model": "The cost model"}
     (section,) = [text for text in page.split("\n## ") if text.startswith(headings[part])]
     return found, section.splitlines()
 
@@ -40,6 +40,19 @@ def test_to_the_limit(tmp_path: Path) -> None:
     assert found["crowd"]["n"] == 60
     assert all(1.0 < r["bytes"] / r["packed_vector"] < 1.1 for r in found["bytes_up"])
     assert sum(line.startswith("| ") for line in lines) == len(rows) + len(found["bytes_up"]) + 3
+
+
+def test_noise(tmp_path: Path) -> None:
+    found, lines = tiny("noise", tmp_path)
+    for row in found["errors"]:
+        assert abs(row["measured"] / row["planned"] - 1) < 6 * row["deviation"]
+    for row in found["dropouts"]:
+        assert row.keys() >= STATED
+        assert 1 <= row["planned"] <= 1.015
+        assert abs(row["measured"] / row["planned"] - 1) < 6 * row["deviation"]
+    assert all(row["p"] > 1e-4 for row in found["fit"])
+    rows = sum(len(found[part]) for part in ("samplers", "fit", "errors", "dropouts"))
+    assert sum(line.startswith("| ") for line in lines) == rows + 4
 
 
 def test_growth(tmp_path: Path) -> None:
