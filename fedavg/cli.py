@@ -506,6 +506,14 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     help="Hospitals whose noise is not counted on.",
 )  # fmt: skip
 @click.option("--bits", type=click.IntRange(4, 64), help="Of the ring.  [default: the fewest that do]")
+@click.option(
+    "--audit", is_flag=True,
+    help="Attack a real round instead, for every epsilon: --hospitals, --delta and --canaries go with it.",
+)  # fmt: skip
+@click.option(
+    "--canaries", type=click.IntRange(100), help="Records that the attack invents.  [default: 2000]"
+)
+@click.option("--seed", type=_SEED, default=0, show_default=True, help="Of the attack.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--picture", type=_FILE, help="Draw error against epsilon, for other rounds and cohorts too.")
 def privacy(**o: Any) -> None:
@@ -514,6 +522,11 @@ def privacy(**o: Any) -> None:
         from fedavg import cli_private, pictures
 
         _check_writable(o["picture"])
+        if o["canaries"] is not None and not o["audit"]:
+            raise ValueError("--canaries goes with --audit")
+        if o["audit"]:
+            cli_private.audits(o, _progress)
+            return
         found = cli_private.plans(o)
         if o["picture"] is not None:
             curves = {f"{o['hospitals']} hospitals, {o['rounds']} rounds": found}

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from fedavg import pictures
+from fedavg.audit import audit
 from fedavg.datasets import Dataset
 from fedavg.experiment import PrivateOutcome, make_model, run_private
 from fedavg.ledger import Ledger
@@ -251,5 +252,47 @@ def show_plans(found: list[Plan]) -> None:
     console.print(
         "Errors are root mean squares of an entry of the sum; divide by the number of contributions for a "
         "mean. Wraps: entries of a sum expected to, if all contributions are alike.",
+        highlight=False,
+    )
+
+
+def audits(o: Mapping[str, Any], progress: Any) -> None:
+    """Attack a round for every epsilon, and say what was found."""
+    from rich import box
+    from rich.table import Table
+
+    given = click.get_current_context().get_parameter_source
+    for name in ("max_records", "dim", "rounds", "colluding", "bits", "picture"):
+        if given(name) is not click.core.ParameterSource.DEFAULT:
+            raise ValueError(f"--{name.replace('_', '-')} does not go with --audit")
+    epsilons, canaries = o["epsilon"] or (1.0, 4.0), o["canaries"] or 2000
+    with progress(canaries=o["hospitals"]) as tell:
+        found = [
+            audit(
+                canaries, o["hospitals"], epsilon, o["delta"], clipping_norm=o["clipping_norm"],
+                seed=o["seed"], on_step=tell,
+            )
+            for epsilon in epsilons
+        ]  # fmt: skip
+    if o["as_json"]:
+        click.echo(json.dumps([asdict(a) | {"refuted": a.refuted} for a in found], indent=2))
+        return
+    table = Table(
+        title=f"One round of {o['hospitals']} hospitals, {canaries:,} canaries, delta {o['delta']:g}",
+        box=box.SIMPLE_HEAD, title_justify="left", title_style="bold",
+    )  # fmt: skip
+    for column in ("promised epsilon", "at least, if Gaussian", "at least", "variance of the noise", "p", ""):
+        table.add_column(column, justify="right")
+    for a in found:
+        table.add_row(
+            f"{a.promised:g}", f"{a.gaussian:.3g}", f"{a.free:.3g}", f"{a.variance:.4f}", f"{a.p:.2f}",
+            "refuted" if a.refuted else "",
+        )  # fmt: skip
+    console = _console()
+    console.print()
+    console.print(table)
+    console.print(
+        "Lower bounds at 95 % confidence: under a Gaussian trade-off, and without any assumption. The "
+        "variance is over what it should be; p is the chance of one as far off.",
         highlight=False,
     )

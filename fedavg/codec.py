@@ -286,6 +286,15 @@ class PrivateCodec:
             total += self._on_grid(update, 1, rng, ())
         return self._to_integers(total, rng)
 
+    def encode_sparse(self, entries: NDArray[np.int64], value: float, rng: Rng = system) -> NDArray[np.int64]:
+        """The sum of records each of which has `value` in one of `entries` and zeros elsewhere."""
+        total, update = np.zeros(self.length, np.int64), np.zeros(self.dim)
+        for entry in entries:
+            update[entry] = value
+            total += self._on_grid(update, 1, rng, ())
+            update[entry] = 0.0
+        return self._to_integers(total, rng)
+
     def _rounded(self, values: Floats, rng: Rng) -> NDArray[np.int64]:
         """Rounded without bias, again and again until the norm is allowed (conditional rounding).
 

@@ -179,3 +179,14 @@ def test_public_ranges_hold_every_record() -> None:
 
 def test_a_file_has_no_ranges_of_its_own(table: Path) -> None:
     assert from_csv(table, "risk", ignore=("outcome",)).ranges is None
+
+
+def test_an_audit_says_what_it_found() -> None:
+    printed = one_line(works("privacy", "--audit", "--epsilon", 4, "--canaries", 2000))
+    assert "One round of 10 hospitals, 2,000 canaries" in printed
+    assert "refuted" not in printed
+    (found,) = json.loads(works("privacy", "--audit", "--epsilon", 4, "--canaries", 2000, "--json"))
+    assert 2 < found["gaussian"] <= 4
+    assert not found["refuted"]
+    assert "--dim does not go with --audit" in fails("privacy", "--audit", "--dim", 10)
+    assert "--canaries goes with --audit" in fails("privacy", "--canaries", 1000)
