@@ -344,6 +344,10 @@ def _partition(data: Any, names: list[str], partition: str, alpha: float, seed: 
 @click.option("--picture", type=_FILE, help="Draw the learning curves here.")
 @click.option("--save", type=_FILE, help="Write the model here, as .npz.")
 @click.option(
+    "--clip-quantile", type=float,
+    help="With --epsilon: move the clipping norm so that this part of the records stays below it.",
+)  # fmt: skip
+@click.option(
     "--state", type=_FILE,
     help="With --epsilon: keep the training here, and what is spent beside it, each round; go on from there.",
 )  # fmt: skip
@@ -399,8 +403,8 @@ def train(**o: Any) -> None:
             part = _partition(data, names, o["partition"], o["alpha"], o["seed"])
             cli_private.train(data, kind, o, agreed, dropouts, part, _progress)
             return
-        if o["state"] or o["colluding"] or o["ranges"]:
-            raise ValueError("--state, --colluding and --range go with --epsilon")
+        if o["state"] or o["colluding"] or o["ranges"] or o["clip_quantile"] is not None:
+            raise ValueError("--state, --colluding, --range and --clip-quantile go with --epsilon")
         rate = 0.05 if o["learning_rate"] is None else o["learning_rate"]
         norm = 4.0 if o["clipping_norm"] is None else o["clipping_norm"]
         settings = FedAvg(

@@ -55,8 +55,9 @@ def train(
     if rate is None:
         rate = 0.2 if kind == "linear" else 2.0
     settings = PrivateSGD(
-        make_model(kind, data), o["rounds"], rate, clipping_norm=1.0 if norm is None else norm, seed=o["seed"]
-    )
+        make_model(kind, data), o["rounds"], rate, clipping_norm=1.0 if norm is None else norm,
+        quantile=o["clip_quantile"], seed=o["seed"],
+    )  # fmt: skip
     outcome = run(
         data, part, settings, agreed, dropouts, o["epsilon"], o["delta"], o["seed"], progress=progress,
         state=o["state"], colluding=o["colluding"], max_records=o["max_records"],

@@ -271,8 +271,10 @@ class PrivateCodec:
             return values
         return rounding(self.plan.grid_bits, self.plan.rounding).round(values, rng(SEED_BYTES))
 
-    def encode_records(self, updates: Floats, rng: Rng = system) -> NDArray[np.int64]:
-        """The sum of what each record contributes, encoded one by one: `updates` has a row for each.
+    def encode_records(
+        self, updates: Floats, rng: Rng = system, metrics: Floats | None = None
+    ) -> NDArray[np.int64]:
+        """The sum of what each record contributes, encoded one by one: a row of `updates`, and of `metrics`.
 
         Raises `ValueError` as `encode` does, or for more records than the plan is for.
         """
@@ -281,9 +283,10 @@ class PrivateCodec:
             raise ValueError(
                 f"updates: expected at most {self.plan.records} rows, one a record, got {updates.shape}"
             )
+        rows = np.zeros((len(updates), 0)) if metrics is None else np.asarray(metrics)
         total = np.zeros(self.length, np.int64)
-        for update in updates:
-            total += self._on_grid(update, 1, rng, ())
+        for update, row in zip(updates, rows, strict=True):
+            total += self._on_grid(update, 1, rng, row)
         return self._to_integers(total, rng)
 
     def encode_sparse(self, entries: NDArray[np.int64], value: float, rng: Rng = system) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import exp
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -44,7 +45,11 @@ class PrivateSGD:
 
     max_records    largest number of records a hospital may have; public
     clipping_norm  largest L2 norm of one record's gradient
-    seed           of the initial parameters and of rounding; None rounds from the system's generator
+    quantile       if given, the norm is only where to begin: it is moved so that this part of the records
+                   stays below it (Andrew et al., "Differentially Private Learning with Adaptive Clipping",
+                   NeurIPS 2021, Algorithm 1). How many do is summed with the rest, inside the same guarantee
+    seed           of the initial parameters and of rounding; None rounds from the system's generator. As
+                   rounding is part of the noise, there is no guarantee against who knows the seed
     """
 
     model: Model
@@ -52,6 +57,7 @@ class PrivateSGD:
     learning_rate: float = 1.0
     momentum: float = 0.5
     clipping_norm: float = 1.0
+    quantile: float | None = None
     max_records: int = 10_000
     seed: int | None = 0
 
@@ -60,6 +66,10 @@ class PrivateSGD:
             raise ValueError("rounds, max_records: expected at least 1")
         if not (0 < self.learning_rate < np.inf and 0 <= self.momentum < 1):
             raise ValueError("expected a positive learning_rate, and a momentum from 0 to below 1")
+        if not 1e-100 <= self.clipping_norm <= 1e100:
+            raise ValueError(f"clipping_norm: expected a positive number to 1e100, got {self.clipping_norm}")
+        if self.quantile is not None and not 0 < self.quantile < 1:
+            raise ValueError(f"quantile: expected a fraction between 0 and 1, got {self.quantile}")
         if self.seed is not None and self.seed < 0:
             raise ValueError(f"seed: expected 0 or more, got {self.seed}")
 
@@ -67,9 +77,14 @@ class PrivateSGD:
         """The plan for all rounds of a federation of so many hospitals; see `fedavg.privacy.plan`."""
         dim = Layout.of(self.model.initial(np.random.default_rng(self.seed))).dim
         return plan(
-            dim + 1, joint_norm(self.clipping_norm, 1), hospitals, epsilon, delta, rounds=self.rounds,
+            dim + self._extras, joint_norm(1.0, self._extras), hospitals, epsilon, delta, rounds=self.rounds,
             records=self.max_records, colluding=colluding,
         )  # fmt: skip
+
+    @property
+    def _extras(self) -> int:
+        """Entries beside the gradient: the number of records, and of those below the norm."""
+        return 1 + (self.quantile is not None)
 
     def run(
         self, hospitals: Hospitals, aggregate: Aggregator, plan: Plan, ledger: Ledger, *, task: str = "train",
@@ -83,9 +98,9 @@ class PrivateSGD:
         """
         params = self.model.initial(np.random.default_rng(self.seed))
         layout = Layout.of(params)
-        velocity, first = np.zeros(layout.dim), 0
+        velocity, norm, first = np.zeros(layout.dim), self.clipping_norm, 0
         if state is not None and state.exists():
-            params, velocity, first = _read_state(state, layout)
+            params, velocity, norm, first = _read_state(state, layout)
         # A round that was charged but is not in the state was lost: its number is used up all the same.
         first = max([first, *(r.round + 1 for r in ledger.releases if r.task == task)])
         if first >= self.rounds:
@@ -98,23 +113,26 @@ class PrivateSGD:
                 if not history:
                     raise
                 break
-            done = self._round(number, params, layout, velocity, hospitals, aggregate, plan, task, ledger)
+            done, norm = self._round(
+                number, params, layout, velocity, norm, hospitals, aggregate, plan, task, ledger
+            )
             params = done.params
             if state is not None:
-                _write_state(state, params, velocity, number + 1)
+                _write_state(state, params, velocity, norm, number + 1)
             history.append(done)
             if on_round is not None:
                 on_round(done)
         return history
 
     def _round(
-        self, number: int, params: Arrays, layout: Layout, velocity: Floats, hospitals: Hospitals,
-        aggregate: Aggregator, plan: Plan, task: str, ledger: Ledger,
-    ) -> Round:  # fmt: skip
-        model_hash = hash_model(*params)
-        codec = PrivateCodec(
-            plan, model_hash + number.to_bytes(8, "big"), layout.dim, self.clipping_norm, counted=True
-        )
+        self, number: int, params: Arrays, layout: Layout, velocity: Floats, norm: float,
+        hospitals: Hospitals, aggregate: Aggregator, plan: Plan, task: str, ledger: Ledger,
+    ) -> tuple[Round, float]:  # fmt: skip
+        """One round, and the clipping norm of the next. Gradients travel in units of the norm."""
+        model_hash = hash_model(*params, np.array(norm))
+        below = () if self.quantile is None else ((0.0, 1.0),)
+        seed = model_hash + number.to_bytes(8, "big")
+        codec = PrivateCodec(plan, seed, layout.dim, 1.0, metrics=below, counted=True)
         vectors = {}
         for name in sorted(hospitals):
             x, y = hospitals[name]
@@ -122,8 +140,11 @@ class PrivateSGD:
                 raise ValueError(
                     f"hospital {name}: expected records and as many targets, got {len(x)}, {len(y)}"
                 )
-            gradients = by_record(self.model, params, layout, x, y)
-            vectors[name] = codec.encode_records(gradients, self._rounding(number, name))
+            gradients = by_record(self.model, params, layout, x, y) / norm
+            short = (np.linalg.norm(gradients, axis=1, keepdims=True) <= 1.0).astype(np.float64)
+            vectors[name] = codec.encode_records(
+                gradients, self._rounding(number, name), short[:, : len(below)]
+            )
         result = aggregate(vectors, codec.bound, number, model_hash)
         ledger.settle(task, number, result, plan)
         try:
@@ -131,12 +152,15 @@ class PrivateSGD:
                 raise result
             mean, records = codec.decode(result.sum, len(result.included))
         except Aborted as aborted:
-            return Round(number, params, (), aborted.faults, 0, 0.0, aborted)
+            return Round(number, params, (), aborted.faults, 0, 0.0, aborted), norm
         velocity *= self.momentum
-        velocity -= self.learning_rate * mean
+        velocity -= self.learning_rate * norm * mean
         after = layout.restore(layout.flatten(params) + velocity)
         change = float(np.linalg.norm(velocity))
-        return Round(number, after, result.included, result.faults, records, change)
+        if self.quantile is not None:
+            (part,) = codec.decode_metrics(result.sum, len(result.included))
+            norm *= exp(-_NORM_RATE * (min(1.0, max(0.0, part)) - self.quantile))
+        return Round(number, after, result.included, result.faults, records, change), norm
 
     def without_noise(self, hospitals: Hospitals) -> list[Arrays]:
         """The same training with exact sums in the clear and no guarantee: parameters after each round."""
@@ -157,28 +181,33 @@ class PrivateSGD:
         return seeded(b"rounding", self.seed.to_bytes(16, "big"), number.to_bytes(8, "big"), name.encode())
 
 
-def _write_state(path: Path, params: Arrays, velocity: Floats, rounds: int) -> None:
+_NORM_RATE = 0.2  # the paper's, section 3
+
+
+def _write_state(path: Path, params: Arrays, velocity: Floats, norm: float, rounds: int) -> None:
     """Whole or not at all."""
     beside = path.with_name(path.name + ".new")
     content: dict[str, Any] = {f"parameter_{i}": array for i, array in enumerate(params)}
     try:
         with beside.open("wb") as file:
-            np.savez(file, allow_pickle=False, velocity=velocity, rounds=np.array(rounds), **content)
+            np.savez(
+                file, allow_pickle=False, velocity=velocity, progress=np.array([rounds, norm]), **content
+            )
         beside.replace(path)
     except OSError as error:
         raise ValueError(f"{path}: the training cannot be kept: {error}") from None
 
 
-def _read_state(path: Path, layout: Layout) -> tuple[Arrays, Floats, int]:
+def _read_state(path: Path, layout: Layout) -> tuple[Arrays, Floats, float, int]:
     try:
         with np.load(path, allow_pickle=False) as found:
             params = [found[f"parameter_{i}"] for i in range(len(found.files) - 2)]
-            velocity, rounds = found["velocity"], int(found["rounds"])
+            velocity, (rounds, norm) = found["velocity"], found["progress"].tolist()
     except (OSError, KeyError, ValueError, EOFError, BadZipFile):
         raise ValueError(f"{path}: expected a training that was kept here, got something else") from None
     if Layout.of(params) != layout or velocity.shape != (layout.dim,):
         raise ValueError(f"{path}: it is of another model")
-    return params, velocity, rounds
+    return params, velocity, norm, int(rounds)
 
 
 def by_record(model: Model, params: Arrays, layout: Layout, x: Floats, y: Targets) -> Floats:

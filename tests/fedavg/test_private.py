@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_placed_uses_nothing_but_the_public_ranges() -> None:
 @pytest.mark.parametrize(
     "change",
     [{"rounds": 0}, {"max_records": 0}, {"learning_rate": 0.0}, {"momentum": 1.0}, {"seed": -1},
-     {"learning_rate": float("inf")}],
+     {"learning_rate": float("inf")}, {"clipping_norm": 0.0}, {"quantile": 0.0}, {"quantile": 1.0}],
 )  # fmt: skip
 def test_impossible_settings_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
@@ -185,3 +186,31 @@ def test_no_sum_at_all_is_said() -> None:
     gone = {i: {f"h{j}": "masked" for j in range(3)} for i in range(12)}
     rounds = SETTINGS.run(HOSPITALS, secure(found, dropouts=gone), found, Ledger(4.0, 1e-3, UNIT))
     assert all(isinstance(r.aborted, Aborted) for r in rounds)
+
+
+@pytest.mark.parametrize("start", [100.0, 0.05])
+def test_the_clipping_norm_finds_its_quantile(start: float, tmp_path: Path) -> None:
+    """From far above and far below, with noise, to where half of the gradients are below it."""
+    adaptive = PrivateSGD(
+        LogisticRegression(4), rounds=60, learning_rate=1e-6, momentum=0.0, clipping_norm=start, quantile=0.5,
+        max_records=40,
+    )  # fmt: skip
+    found = adaptive.plan(5, 20.0, 1e-3)
+    assert found.dim == 10 + 2
+    state = tmp_path / "state"
+    rounds = adaptive.run(HOSPITALS, secure(found), found, Ledger(20.0, 1e-3, UNIT), state=state)
+    with np.load(state) as kept:
+        done, norm = kept["progress"]
+    assert done == 60
+    layout = Layout.of(rounds[-1].params)
+    lengths = np.linalg.norm(by_record(adaptive.model, rounds[-1].params, layout, X, Y), axis=1)
+    assert 0.35 < (lengths <= norm).mean() < 0.65
+
+
+def test_adaptive_clipping_learns_within_the_same_budget() -> None:
+    adaptive = replace(SETTINGS, quantile=0.5, clipping_norm=0.1)
+    found = adaptive.plan(5, 4.0, 1e-3)
+    ledger = Ledger(4.0, 1e-3, UNIT)
+    rounds = adaptive.run(HOSPITALS, secure(found), found, ledger)
+    assert accuracy(rounds[-1].params) > 0.8
+    assert ledger.spent <= 4.0 * (1 + 1e-6)
