@@ -165,7 +165,10 @@ class Simulation:
         if isinstance(self.result, Aborted):
             lines.append(str(self.result))
         else:
-            lines.append(f"the exact sum of {len(self.result.included)} of {len(self.session.names)} clients")
+            what = "the exact sum"
+            if self.session.noise is not None:
+                what = f"the sum with noise of variance {self.result.noise:.6g} in each entry,"
+            lines.append(f"{what} of {len(self.result.included)} of {len(self.session.names)} clients")
         for (stage, cause), names in self.dropped().items():
             shown = ", ".join(names[:_NAMES_SHOWN])
             more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
