@@ -26,6 +26,7 @@ from fedavg.private import PrivateSGD, placed
 from fedavg.round import Dropouts, PlainSum, SecureSum
 from fedavg.server import FedAvg, Hospitals, Round
 from protocols.errors import Aborted
+from protocols.graph import HONEST_BUT_CURIOUS, SECAGG, parameters
 
 TEST_SHARE = 0.25
 LEAST_OF_A_CLASS = 8
@@ -217,7 +218,17 @@ def run_private(
         tell("each hospital alone", done, len(hospitals))
     plain = [judge(params) for params in settings.without_noise(hospitals)]
     tell("without noise", 1, 1)
-    found = settings.plan(len(hospitals), ledger.epsilon, ledger.delta, colluding=colluding)
+    wanted: dict[str, Any] = {
+        "corrupted": 0.1,
+        "dropout": 0.1,
+        "protocol": SECAGG,
+        "threat_model": HONEST_BUT_CURIOUS,
+    }
+    wanted |= {name: agreed[name] for name in wanted if name in agreed}
+    least = len(hospitals) - parameters(len(hospitals), **wanted).dropped
+    found = settings.plan(
+        len(hospitals), ledger.epsilon, ledger.delta, colluding=colluding, least=max(least, 1)
+    )
     agreed = {**agreed, "noise": found.noisy, "bits": found.bits}
     aggregator = SecureSum(agreed, dropouts(sorted(parts)), seed)
     rounds = settings.run(

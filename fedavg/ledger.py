@@ -1,9 +1,9 @@
 """What has been spent: every release of a noisy sum, and the epsilon that all of them come to.
 
-A release is charged when it happened, with the noise that was really in it: of a round with few dropouts the
-noise is what the plan says, of others at most 1.5 % more. A round that was aborted after clients revealed
-anything is charged like a completed one, for they may have revealed enough; one aborted before is not.
-Before each round the ledger must be asked: what would go beyond the budget is refused before anyone is.
+Before a round it is reserved, at the price that was planned, and refused if that would go beyond the budget.
+Afterwards it is settled: charged with the noise that was really in it, or, if it was aborted before anyone
+revealed anything, given back. One that was aborted later is charged in full, for clients may have revealed
+enough; so is one of which nothing was heard again, because a process was killed.
 
 The number is for everybody who sees the sums, the server included. It takes `honest` of the included clients
 to have added their noise.
@@ -16,19 +16,23 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from fedavg.budget import BudgetSpent
-from fedavg.privacy import Plan, composed, epsilon_of
+from fedavg.privacy import Plan, check_target, composed, epsilon_of
 from protocols.errors import Aborted
 from protocols.machine import Aggregate
 
 
 class Release(msgspec.Struct, frozen=True):
-    """One sum with noise: it was `mu`-GDP, with the noise of `honest` of `included` clients."""
+    """One sum with noise: it was `mu`-GDP, with the noise of `honest` of `included` clients.
+
+    Not `completed` if it was aborted after a reveal, or never heard of again. Not `bounded` if it had less
+    noise than it should: what it told, nobody knows.
+    """
 
     task: str
     round: int
@@ -36,6 +40,7 @@ class Release(msgspec.Struct, frozen=True):
     included: int
     honest: int
     completed: bool
+    bounded: bool = True
 
 
 @dataclass
@@ -55,11 +60,10 @@ class Ledger:
     releases: list[Release] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        epsilon_of(1.0, self.delta)  # refuses an impossible delta
-        if not self.epsilon > 0:
-            raise ValueError(f"epsilon: expected a positive number, got {self.epsilon}")
+        check_target(self.epsilon, self.delta)
+        self._known: bytes | None = None
         if self.path is not None and self.path.exists():
-            self._read(self.path)
+            self.releases = self._read(self.path)
 
     @property
     def spent(self) -> float:
@@ -67,6 +71,8 @@ class Ledger:
         return self._epsilon()
 
     def _epsilon(self, *more: float) -> float:
+        if not all(release.bounded for release in self.releases):
+            return inf
         mu = composed([*(release.mu for release in self.releases), *more])
         return epsilon_of(mu, self.delta)
 
@@ -79,48 +85,64 @@ class Ledger:
                 f"make it {after:.4g} (delta {self.delta:g}, {self.unit})"
             )
 
-    def settle(self, task: str, round: int, result: Aggregate | Aborted, plan: Plan) -> None:
-        """Charge what became of a round with the noise of `plan`; before its sum is used.
+    def reserve(self, task: str, round: int, plan: Plan) -> None:
+        """Charge a round of `plan` before it begins; `BudgetSpent` if that would go beyond the budget."""
+        self.check(plan.mu)
+        self.charge(Release(task, round, plan.mu, 0, 0, False))
 
-        Raises `ValueError` for a sum with less noise: it may have told everything, and nothing is charged
-        that could say so.
+    def settle(self, result: Aggregate | Aborted, plan: Plan) -> None:
+        """Say what became of the round that was reserved last; before its sum is used.
+
+        Raises `ValueError` for a sum with less noise than planned, and nothing more can be afforded then.
         """
+        reserved = self.releases[-1]
         if isinstance(result, Aborted):
-            if result.revealed:
-                self.charge(Release(task, round, plan.mu, 0, 0, False))
+            if not result.revealed:
+                self._replace_last()
             return
-        if result.noise < plan.variance * (1 - 1e-12):
-            raise ValueError(
-                f"aggregate: expected a sum with noise of variance {plan.variance:.4g} at least, got "
-                f"{result.noise:.4g}: what it tells has no bound"
-            )
         included = len(result.included)
-        mu = min(plan.mu, plan.mu_with(result.noise, included - plan.colluding))
-        self.charge(Release(task, round, mu, included, included - plan.colluding, True))
+        honest = included - plan.colluding
+        enough = result.noise >= plan.variance * (1 - 1e-12) and result.carried == plan.rounding
+        if not enough:
+            self._replace_last(Release(reserved.task, reserved.round, reserved.mu, included, 0, True, False))
+            raise ValueError(
+                f"aggregate: expected a sum with noise of variance {plan.variance:.4g} at least, "
+                f"{plan.rounding} of it in each vector; got {result.noise:.4g} and {result.carried:g}: "
+                "what it tells has no bound"
+            )
+        mu = plan.mu_with(result.noise, honest)
+        self._replace_last(Release(reserved.task, reserved.round, mu, included, honest, True))
 
     def charge(self, release: Release) -> None:
-        """Record a release; on the disk, if there is a file, when this returns."""
-        self.releases.append(release)
+        """Record a release; on the disk, if there is a file, when this returns, or not at all."""
+        self._set([*self.releases, release])
+
+    def _replace_last(self, *release: Release) -> None:
+        self._set([*self.releases[:-1], *release])
+
+    def _set(self, releases: list[Release]) -> None:
         if self.path is not None:
             try:
-                self._write(self.path)
+                found = self.path.read_bytes() if self.path.exists() else None
+                if found != self._known:
+                    raise ValueError(f"{self.path}: somebody else has written this ledger: read it again")
+                self._write(self.path, releases)
             except OSError as error:
                 raise ValueError(f"{self.path}: the ledger cannot be written: {error}") from None
+        self.releases = releases
 
-    def _content(self) -> dict[str, Any]:
-        return {
-            "epsilon": self.epsilon, "delta": self.delta, "unit": self.unit, "releases": self.releases,
-        }  # fmt: skip
-
-    def _write(self, path: Path) -> None:
+    def _write(self, path: Path, releases: list[Release]) -> None:
+        content = {"epsilon": self.epsilon, "delta": self.delta, "unit": self.unit, "releases": releases}
+        data = msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
         beside = path.with_name(path.name + ".new")
         with beside.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(self._content()), indent=1) + b"\n")
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+        self._known = data
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path) -> list[Release]:
         class Content(msgspec.Struct, forbid_unknown_fields=True):
             epsilon: float
             delta: float
@@ -128,15 +150,17 @@ class Ledger:
             releases: list[Release]
 
         try:
-            found = msgspec.json.decode(path.read_bytes(), type=Content)
+            data = path.read_bytes()
+            found = msgspec.json.decode(data, type=Content)
         except (OSError, msgspec.MsgspecError) as error:
             raise ValueError(f"{path}: expected a ledger of privacy, got something else: {error}") from None
-        if any(not release.mu >= 0 for release in found.releases):
-            raise ValueError(f"{path}: expected a ledger of privacy, a release has a negative cost")
+        if any(not 0 <= release.mu <= 1e6 for release in found.releases):
+            raise ValueError(f"{path}: expected a ledger of privacy, a release has an impossible cost")
         mine, theirs = (self.epsilon, self.delta, self.unit), (found.epsilon, found.delta, found.unit)
         if mine != theirs:
             raise ValueError(
                 f"{path}: it is a ledger for epsilon {theirs[0]:g}, delta {theirs[1]:g}, {theirs[2]}; asked "
                 f"for was epsilon {mine[0]:g}, delta {mine[1]:g}, {mine[2]}"
             )
-        self.releases = found.releases
+        self._known = data
+        return found.releases

@@ -23,19 +23,22 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from math import cosh, erfc, exp, inf, isfinite, isqrt, log, pi, sinh, sqrt
+from math import cosh, erfc, exp, inf, isqrt, log, pi, sinh, sqrt
 from typing import Any, Literal
 
 import numpy as np
 
 from protocols.errors import Infeasible
-from protocols.xnoise import SMOOTH, Noisy
-from secagg.noise import VARIANCES, Family, noise
+from protocols.xnoise import OVERSHOOT, SMOOTH, Noisy
+from secagg.noise import FAMILIES, VARIANCES, Family, noise
+from secagg.ring import MAX_BITS, MIN_BITS
 
 NO_WORSE = 0.01
 """The mean squared error may exceed that of a trusted server's Gaussian noise by this fraction."""
 
 _FAR_WORSE = 10.0  # a ring that makes it so much larger is refused
+MOST_EPSILON = 1e5  # beyond is no guarantee at all
+_REACH = 64  # no rounding goes further: its variance is 4 at most
 _MARGIN = 1 + 1e-8  # what the quantile function of the normal distribution and float64 may be off by
 
 
@@ -47,7 +50,7 @@ def mu_of(epsilon: float, delta: float) -> float:
 
     Raises `ValueError` unless epsilon is positive and delta lies between 0 and 1.
     """
-    _check_target(epsilon, delta)
+    check_target(epsilon, delta)
     accounting = _dp_accounting()
     target = accounting.DifferentialPrivacyParameters(epsilon, delta)
     return 1.0 / float(accounting.GaussianPrivacyLoss.from_privacy_guarantee(target).standard_deviation)
@@ -55,7 +58,7 @@ def mu_of(epsilon: float, delta: float) -> float:
 
 def epsilon_of(mu: float, delta: float) -> float:
     """The epsilon that mu-GDP gives at `delta`, rounded up to a relative 10^-9."""
-    _check_target(1.0, delta)
+    check_target(1.0, delta)
     if not mu >= 0:
         raise ValueError(f"mu: expected 0 or more, got {mu}")
     if mu == 0 or _delta_of(mu, 0.0) <= delta:
@@ -93,11 +96,17 @@ def _dp_accounting() -> Any:
     return Both
 
 
-def _check_target(epsilon: float, delta: float) -> None:
-    if not (isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"epsilon: expected a positive number, got {epsilon}")
-    if not 0 < delta < 1:
-        raise ValueError(f"delta: expected a number between 0 and 1, got {delta}")
+def check_target(epsilon: float, delta: float) -> None:
+    """Raise `ValueError` for an epsilon or a delta that says nothing."""
+    if not _is_number(epsilon) or not 0 < epsilon <= MOST_EPSILON:
+        raise ValueError(f"epsilon: expected a positive number to {MOST_EPSILON:g}, got {epsilon!r}")
+    # Far above the events of probability 2^-120 that are left out.
+    if not _is_number(delta) or not 1e-24 <= delta < 1:
+        raise ValueError(f"delta: expected a number between 1e-24 and 1, got {delta!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 # --------------------------------------------------------------------------------- integer noise
@@ -157,6 +166,9 @@ def rounding_factor(rounding: int, honest: int, variance: float) -> float:
     from scipy.special import ndtri
 
     grid, together = 1 << GRID_BITS, rounding * honest
+    if together > _MOST_TOGETHER:  # alike but for its scale, and on a smaller one it is further from Gaussian
+        fewer = _MOST_TOGETHER // rounding
+        return rounding_factor(rounding, fewer, variance * fewer / honest)
     tabulated = min(variance, max(2.0 * together, _CONVOLVED))
     off = sum(4.1 * exp(-2 * pi * pi * rounding * j / (j + 1)) for j in range(1, min(honest, 50)))
     off += max(0, honest - 50) * 4.1 * exp(-2 * pi * pi * rounding * 50 / 51)
@@ -243,7 +255,8 @@ class Plan:
     @property
     def bound(self) -> int:
         """Every integer that a client sums up is below this, in absolute value."""
-        return self.records * (isqrt(self.norm_squared) >> self.grid_bits) + 1 + (64 if self.rounding else 0)
+        largest = self.records * isqrt(self.norm_squared) >> self.grid_bits
+        return largest + 2 + (_REACH if self.rounding else 0)
 
     @property
     def noisy(self) -> Noisy:
@@ -253,8 +266,8 @@ class Plan:
 
 def plan(
     dim: int, clipping_norm: float, cohort: int, epsilon: float, delta: float, *, rounds: int = 1,
-    records: int = 1, colluding: int = 0, bits: int | None = None, family: Family = "skellam", parts: int = 8,
-    analysis: Analysis = "best",
+    records: int = 1, colluding: int = 0, least: int | None = None, bits: int | None = None,
+    family: Family = "skellam", parts: int = 8, analysis: Analysis = "best",
 ) -> Plan:  # fmt: skip
     """The noise multiplier, scale and bits for a target, with the error to expect.
 
@@ -262,6 +275,7 @@ def plan(
     clipping_norm  largest L2 norm of a contribution
     cohort         clients of a round; `colluding` of them are not counted on for noise
     records        most contributions of one client
+    least          fewest clients in a sum: by default all; a session with dropouts allows fewer
     epsilon, delta of all `rounds` together
     bits           of the ring; by default the fewest with which the error is at most 1 % above a trusted
                    server's
@@ -272,15 +286,23 @@ def plan(
 
     Raises `ValueError` for impossible input, `Infeasible` for a target that cannot be met, with what can.
     """
-    for name, value, least in (("dim", dim, 1), ("cohort", cohort, 1), ("rounds", rounds, 1),
-                               ("records", records, 1)):  # fmt: skip
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-    if not 0 <= colluding < cohort:
-        raise ValueError(f"colluding: expected fewer than the cohort of {cohort}, got {colluding}")
-    if not (isfinite(clipping_norm) and clipping_norm > 0):
-        raise ValueError(f"clipping_norm: expected a positive number, got {clipping_norm}")
-    _check_target(epsilon, delta)
+    least = cohort if least is None else least
+    for name, value, low, high in (
+        ("dim", dim, 1, 1 << 40), ("cohort", cohort, 1, 1 << 40), ("rounds", rounds, 1, 1 << 40),
+        ("records", records, 1, 1 << 40), ("colluding", colluding, 0, 1 << 40), ("least", least, 1, 1 << 40),
+        ("parts", parts, 1, 1 << 40), ("bits", 5 if bits is None else bits, MIN_BITS, MAX_BITS),
+    ):  # fmt: skip
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"{name}: expected an integer from {low} to {high}, got {value!r}")
+    if not colluding < least <= cohort:
+        raise ValueError(
+            f"colluding: expected fewer than are in a sum, which are {least} to {cohort}, got {colluding}"
+        )
+    if not _is_number(clipping_norm) or not 1e-100 <= clipping_norm <= 1e100:
+        raise ValueError(f"clipping_norm: expected a positive number to 1e100, got {clipping_norm!r}")
+    if family not in FAMILIES:
+        raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}")
+    check_target(epsilon, delta)
     if delta > 1 / (cohort * records):
         raise ValueError(
             f"delta: expected at most 1 / {cohort * records}, one over the contributions, got {delta}: to "
@@ -295,7 +317,7 @@ def plan(
     roundings = {"published": (0,), "tight": ROUNDINGS, "best": (*ROUNDINGS, 0)}[analysis]
     if family != "skellam":
         roundings = (0,)
-    ways = [_Layout(dim, cohort, records, colluding, mu, family, rounding) for rounding in roundings]
+    ways = [_Layout(dim, cohort, records, colluding, mu, family, rounding, least) for rounding in roundings]
     chosen = bits if bits is not None else min(about.fewest() for about in ways)
     possible = [(way.error(*best, chosen)[0], way, best) for way in ways if (best := way.best(chosen))]
     squares, about, (scale, squared) = min(possible, key=lambda way: way[0], default=(inf, ways[0], (0.0, 0)))
@@ -318,6 +340,7 @@ _FEWEST, _MOST = 5, 40
 _TOO_OFTEN = 1e-2  # an entry that wraps so often is not counted as an error, but as no sum
 _TABULATED = 2.0**20  # a factor falls as the variance grows, and here it is 1 + 2e-7
 _CONVOLVED = 2.0**14
+_MOST_TOGETHER = 1 << 12
 Analysis = Literal["best", "tight", "published"]
 
 
@@ -332,6 +355,7 @@ class _Layout:
     mu: float
     family: Family
     rounding: int = 0
+    least: int = 0
 
     @property
     def grid(self) -> int:
@@ -356,8 +380,18 @@ class _Layout:
     def variance(self, squared: int) -> float:
         """Of the honest clients' noise in an entry of the sum."""
         wanted = squared / self.grid**2 / self.mu**2
-        # The factor for what is less than will be: on the safe side.
-        return wanted * _factor(self.family, self.rounding, self.cohort - self.colluding, wanted) ** 2
+        most, fewest = self.cohort - self.colluding, (self.least or self.cohort) - self.colluding
+        variance = wanted
+        while True:
+            # Where dropouts took rounding with them, Skellam noise stands in, of which more is a little less
+            # Gaussian; most so where it is half of what rounding adds.
+            worst = round(variance / (1.5 * self.rounding)) if self.rounding else most
+            counts = {most, fewest, min(most, max(fewest, worst))}
+            levels = (variance, variance * (1 + OVERSHOOT))
+            factor = max(_factor(self.family, self.rounding, h, v) for h in counts for v in levels)
+            if wanted * factor**2 <= variance * (1 + 1e-6):
+                return variance * (1 + 1e-6)
+            variance = wanted * factor**2
 
     def error(self, scale: float, squared: int, bits: int) -> tuple[float, tuple[float, float]]:
         """Mean squared error of an entry of the sum, and how many entries wrap: independent, aligned."""
@@ -435,11 +469,16 @@ def _wrapping(noise_variance: float, other: float, half: float) -> tuple[float, 
     return min(1.0, chance), squares
 
 
+_STEEPEST = 30.0
+
+
 def _tail(v: float, w: float, x: float) -> float:
     """P(Z > x) for x > 0, Z Skellam of variance v plus normal of variance w."""
+    if v * sinh(_STEEPEST) + w * _STEEPEST < x:
+        return 0.0
     s = x / (v + w)
-    for _ in range(60):  # K'(s) = v sinh(s) + w s = x, by Newton's method from above
-        s = min(s, 30.0)
+    for _ in range(60):  # K'(s) = v sinh(s) + w s = x, by Newton's method
+        s = min(max(s, 0.0), _STEEPEST)
         step = (v * sinh(s) + w * s - x) / (v * cosh(s) + w)
         s -= step
         if abs(step) < 1e-12 * s:

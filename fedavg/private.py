@@ -59,7 +59,7 @@ class PrivateSGD:
     clipping_norm: float = 1.0
     quantile: float | None = None
     max_records: int = 10_000
-    seed: int | None = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.max_records < 1:
@@ -73,13 +73,23 @@ class PrivateSGD:
         if self.seed is not None and self.seed < 0:
             raise ValueError(f"seed: expected 0 or more, got {self.seed}")
 
-    def plan(self, hospitals: int, epsilon: float, delta: float, *, colluding: int = 0) -> Plan:
+    def plan(
+        self, hospitals: int, epsilon: float, delta: float, *, colluding: int = 0, least: int | None = None
+    ) -> Plan:
         """The plan for all rounds of a federation of so many hospitals; see `fedavg.privacy.plan`."""
         dim = Layout.of(self.model.initial(np.random.default_rng(self.seed))).dim
         return plan(
             dim + self._extras, joint_norm(1.0, self._extras), hospitals, epsilon, delta, rounds=self.rounds,
-            records=self.max_records, colluding=colluding,
+            records=self.max_records, colluding=colluding, least=least,
         )  # fmt: skip
+
+    @property
+    def _settings(self) -> str:
+        """What a training that goes on must have in common with what was kept of it."""
+        return (
+            f"learning_rate {self.learning_rate}, momentum {self.momentum}, "
+            f"clipping_norm {self.clipping_norm}, quantile {self.quantile}, seed {self.seed}"
+        )
 
     @property
     def _extras(self) -> int:
@@ -100,9 +110,12 @@ class PrivateSGD:
         layout = Layout.of(params)
         velocity, norm, first = np.zeros(layout.dim), self.clipping_norm, 0
         if state is not None and state.exists():
-            params, velocity, norm, first = _read_state(state, layout)
+            params, velocity, norm, first = _read_state(state, layout, self._settings)
+        done = [release.round + 1 for release in ledger.releases if release.task == task]
+        if state is not None and done and not first:
+            raise ValueError(f"{state}: the ledger has {len(done)} rounds of a training that is not here")
         # A round that was charged but is not in the state was lost: its number is used up all the same.
-        first = max([first, *(r.round + 1 for r in ledger.releases if r.task == task)])
+        first = max([first, *done])
         if first >= self.rounds:
             raise ValueError(f"rounds: {first} are done, and no more than {self.rounds} were asked for")
         history: list[Round] = []
@@ -113,15 +126,15 @@ class PrivateSGD:
                 if not history:
                     raise
                 break
-            done, norm = self._round(
+            outcome, norm = self._round(
                 number, params, layout, velocity, norm, hospitals, aggregate, plan, task, ledger
             )
-            params = done.params
+            params = outcome.params
             if state is not None:
-                _write_state(state, params, velocity, norm, number + 1)
-            history.append(done)
+                _write_state(state, self._settings, params, velocity, norm, number + 1)
+            history.append(outcome)
             if on_round is not None:
-                on_round(done)
+                on_round(outcome)
         return history
 
     def _round(
@@ -143,10 +156,11 @@ class PrivateSGD:
             gradients = by_record(self.model, params, layout, x, y) / norm
             short = (np.linalg.norm(gradients, axis=1, keepdims=True) <= 1.0).astype(np.float64)
             vectors[name] = codec.encode_records(
-                gradients, self._rounding(number, name), short[:, : len(below)]
+                gradients, self._rounding(task, number, name), short[:, : len(below)]
             )
+        ledger.reserve(task, number, plan)
         result = aggregate(vectors, codec.bound, number, model_hash)
-        ledger.settle(task, number, result, plan)
+        ledger.settle(result, plan)
         try:
             if isinstance(result, Aborted):
                 raise result
@@ -175,38 +189,45 @@ class PrivateSGD:
             history.append(params)
         return history
 
-    def _rounding(self, number: int, name: str) -> Rng:
+    def _rounding(self, task: str, number: int, name: str) -> Rng:
         if self.seed is None:
             return system
-        return seeded(b"rounding", self.seed.to_bytes(16, "big"), number.to_bytes(8, "big"), name.encode())
+        parts = (self.seed.to_bytes(16, "big"), task.encode(), number.to_bytes(8, "big"), name.encode())
+        return seeded(b"rounding", *parts)
 
 
 _NORM_RATE = 0.2  # the paper's, section 3
 
 
-def _write_state(path: Path, params: Arrays, velocity: Floats, norm: float, rounds: int) -> None:
+def _write_state(
+    path: Path, settings: str, params: Arrays, velocity: Floats, norm: float, rounds: int
+) -> None:
     """Whole or not at all."""
     beside = path.with_name(path.name + ".new")
     content: dict[str, Any] = {f"parameter_{i}": array for i, array in enumerate(params)}
     try:
         with beside.open("wb") as file:
-            np.savez(
-                file, allow_pickle=False, velocity=velocity, progress=np.array([rounds, norm]), **content
-            )
+            content |= {"settings": np.array(settings), "velocity": velocity}
+            np.savez(file, allow_pickle=False, progress=np.array([rounds, norm]), **content)
         beside.replace(path)
     except OSError as error:
         raise ValueError(f"{path}: the training cannot be kept: {error}") from None
 
 
-def _read_state(path: Path, layout: Layout) -> tuple[Arrays, Floats, float, int]:
+def _read_state(path: Path, layout: Layout, settings: str) -> tuple[Arrays, Floats, float, int]:
     try:
         with np.load(path, allow_pickle=False) as found:
-            params = [found[f"parameter_{i}"] for i in range(len(found.files) - 2)]
-            velocity, (rounds, norm) = found["velocity"], found["progress"].tolist()
-    except (OSError, KeyError, ValueError, EOFError, BadZipFile):
+            params = [found[f"parameter_{i}"] for i in range(len(found.files) - 3)]
+            velocity, kept = found["velocity"], str(found["settings"])
+            rounds, norm = (float(value) for value in found["progress"])
+            if velocity.dtype != np.float64 or not (0 <= rounds < 2**31 and 0 < norm < np.inf):
+                raise ValueError
+    except (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile):
         raise ValueError(f"{path}: expected a training that was kept here, got something else") from None
     if Layout.of(params) != layout or velocity.shape != (layout.dim,):
         raise ValueError(f"{path}: it is of another model")
+    if kept != settings:
+        raise ValueError(f"{path}: it was kept with {kept}; asked for is {settings}")
     return params, velocity, norm, int(rounds)
 
 

@@ -75,6 +75,7 @@ class Aggregate:
     dropped   name -> why it is not in the sum
     faults    every deviation noticed, of included clients as well
     noise     variance that the noise of honest clients has in every entry, at least; 0 in the exact mode
+    carried   how much of it each client's vector must have brought, as the session agreed
     """
 
     sum: NDArray[np.integer[Any]]
@@ -82,6 +83,7 @@ class Aggregate:
     dropped: dict[str, Fault]
     faults: tuple[Fault, ...]
     noise: float = 0.0
+    carried: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -604,8 +606,8 @@ class ServerMachine(_Machine[ServerRules]):
 
     def _finish(self, total: Vector) -> Aggregate:
         included, levels = self._included(), self.session.levels
-        noise = 0.0 if levels is None else levels.remaining(len(included))
-        return Aggregate(self.session.read(total), included, self._named(), self.faults, noise)
+        noise = () if levels is None else (levels.remaining(len(included)), float(levels.noisy.carried))
+        return Aggregate(self.session.read(total), included, self._named(), self.faults, *noise)
 
     def _named(self) -> dict[str, Fault]:
         return {self.session.names[i]: fault for i, fault in sorted(self._dropped.items())}

@@ -21,13 +21,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, inf, isfinite, nextafter
+from math import ceil, inf, nextafter
 
 from protocols.errors import Infeasible, LocalError
 from secagg.noise import FAMILIES, VARIANCES, Family, Noise, noise
 
 OVERSHOOT = 0.015
 """The noise in a sum is at most this fraction above what is needed, in variance."""
+
+_MOST = 2.0**60
 
 SMOOTH = 4.0
 """A sum of discrete Gaussians, each with a variance of at least this, is one again but for a factor of
@@ -51,16 +53,17 @@ class Noisy:
     carried: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.variance, bool) or not isinstance(self.variance, (int, float)):
-            raise LocalError(f"noise: expected a variance, got {self.variance!r}")
-        if not (isfinite(self.variance) and self.variance > 0):
-            raise LocalError(f"noise: expected a positive variance, got {self.variance}")
+        for variance in (self.variance, self.carried):
+            if isinstance(variance, bool) or not isinstance(variance, (int, float)):
+                raise LocalError(f"noise: expected a variance, got {variance!r}")
+        if not 0 < self.variance < _MOST:
+            raise LocalError(f"noise: expected a positive variance below {_MOST:g}, got {self.variance}")
         if isinstance(self.colluding, bool) or not isinstance(self.colluding, int) or self.colluding < 0:
             raise LocalError(f"noise: expected a number of colluding clients, got {self.colluding!r}")
         if self.family not in FAMILIES:
             raise LocalError(f"noise: expected one of {', '.join(FAMILIES)}; got {self.family!r}")
-        if not (isinstance(self.carried, (int, float)) and 0 <= self.carried < inf):
-            raise LocalError(f"noise: expected a carried variance of 0 or more, got {self.carried!r}")
+        if not 0 <= self.carried < _MOST:
+            raise LocalError(f"noise: expected a carried variance from 0 to {_MOST:g}, got {self.carried}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,9 @@ def levels(noisy: Noisy, n: int, least: int) -> Levels:
     # Rounded up: whatever floats lose, they lose on the safe side.
     fewest = nextafter(noisy.variance / (n - noisy.colluding), inf)
     most = nextafter(noisy.variance / (least - noisy.colluding), inf)
-    base = max(0.0, nextafter(fewest - noisy.carried, inf)) if fewest > noisy.carried else 0.0
+    base = nextafter(fewest - noisy.carried, inf) if fewest > noisy.carried else 0.0
+    if noisy.carried and 0 < base < VARIANCES[noisy.family][0]:  # hardly any: as little as can be sampled
+        base = VARIANCES[noisy.family][0]
     count, unit = 0, 0.0
     if least < n and most > base + noisy.carried:
         span, count = nextafter(most - base - noisy.carried, inf), 1

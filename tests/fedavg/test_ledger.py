@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -32,34 +33,69 @@ def release(mu: float = MU, round: int = 0) -> Release:
 def test_the_budget_is_for_as_many_rounds_as_were_planned() -> None:
     ledger = Ledger(2.0, 1e-3, "one record")
     for number in range(4):
-        ledger.check(PLAN.mu)
-        ledger.settle("t", number, summed(PLAN.variance), PLAN)
+        ledger.reserve("t", number, PLAN)
+        assert (ledger.releases[-1].mu, ledger.releases[-1].completed) == (PLAN.mu, False)
+        ledger.settle(summed(PLAN.variance), PLAN)
     assert ledger.spent == pytest.approx(2.0, rel=1e-5)
     assert ledger.spent <= 2.0 * (1 + 1e-6)
     assert [r.honest for r in ledger.releases] == [9] * 4
     with pytest.raises(BudgetSpent, match=r"epsilon 2 of 2 is spent, .* make it 2\.2.*one record"):
-        ledger.check(PLAN.mu)
+        ledger.reserve("t", 4, PLAN)
     assert len(ledger.releases) == 4
 
 
 def test_a_round_is_charged_for_the_noise_it_had() -> None:
     ledger = Ledger(2.0, 1e-3, "one record")
-    ledger.settle("t", 0, summed(PLAN.variance * 1.21), PLAN)
+    ledger.reserve("t", 0, PLAN)
+    ledger.settle(summed(PLAN.variance * 1.21), PLAN)
     assert ledger.releases[0].mu == pytest.approx(PLAN.mu / 1.1, rel=1e-4)
 
 
 @pytest.mark.parametrize("revealed", [False, True])
 def test_an_aborted_round_is_charged_if_anything_was_revealed(revealed: bool) -> None:
     ledger = Ledger(2.0, 1e-3, "one record")
-    ledger.settle("t", 0, Aborted("reveals", "too few", revealed=revealed), PLAN)
+    ledger.reserve("t", 0, PLAN)
+    ledger.settle(Aborted("reveals", "too few", revealed=revealed), PLAN)
     assert ledger.spent == (pytest.approx(epsilon_of(PLAN.mu, 1e-3)) if revealed else 0.0)
     assert [r.completed for r in ledger.releases] == [False] * revealed
 
 
 @pytest.mark.parametrize("noise", [0.0, PLAN.variance * 0.99])
 def test_a_sum_without_its_noise_is_refused(noise: float) -> None:
+    ledger = Ledger(2.0, 1e-3, "one record")
+    ledger.reserve("t", 0, PLAN)
     with pytest.raises(ValueError, match="what it tells has no bound"):
-        Ledger(2.0, 1e-3, "one record").settle("t", 0, summed(noise), PLAN)
+        ledger.settle(summed(noise), PLAN)
+    assert ledger.spent == inf
+    with pytest.raises(BudgetSpent):
+        ledger.reserve("t", 1, PLAN)
+
+
+def test_a_sum_whose_vectors_should_have_brought_noise_and_did_not_is_refused() -> None:
+    tight = plan(10, 1.0, 10, 2.0, 1e-3, rounds=4, analysis="tight")
+    for carried, planned in ((0.0, tight), (4.0, PLAN)):
+        ledger = Ledger(2.0, 1e-3, "one record")
+        ledger.reserve("t", 0, planned)
+        with pytest.raises(ValueError, match="what it tells has no bound"):
+            ledger.settle(replace(summed(planned.variance), carried=carried), planned)
+
+
+def test_a_round_that_was_never_heard_of_again_stays_charged(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.json"
+    Ledger(2.0, 1e-3, "one record", path).reserve("t", 0, PLAN)
+    after = Ledger(2.0, 1e-3, "one record", path)
+    assert after.spent == pytest.approx(epsilon_of(PLAN.mu, 1e-3))
+    assert not after.releases[0].completed
+
+
+def test_two_ledgers_of_one_file_do_not_hide_what_the_other_spent(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.json"
+    one, two = (Ledger(2.0, 1e-3, "one record", path) for _ in range(2))
+    one.reserve("t", 0, PLAN)
+    with pytest.raises(ValueError, match="somebody else has written this ledger"):
+        two.reserve("t", 0, PLAN)
+    assert len(Ledger(2.0, 1e-3, "one record", path).releases) == 1
+    assert two.releases == []
 
 
 def test_a_file_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -102,7 +138,16 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "delta"), [(0.0, 1e-5), (-1.0, 1e-5), (float("nan"), 1e-5), (1.0, 0.0), (1.0, 1.0)]
+    ("epsilon", "delta"),
+    [
+        (0.0, 1e-5),
+        (-1.0, 1e-5),
+        (float("nan"), 1e-5),
+        (1.0, 0.0),
+        (1.0, 1.0),
+        (float("inf"), 1e-5),
+        (1.0, 1e-300),
+    ],
 )
 def test_an_impossible_budget_is_refused(epsilon: float, delta: float) -> None:
     with pytest.raises(ValueError, match="expected"):
@@ -111,5 +156,6 @@ def test_an_impossible_budget_is_refused(epsilon: float, delta: float) -> None:
 
 def test_colluding_clients_are_said() -> None:
     ledger = Ledger(2.0, 1e-3, "one record")
-    ledger.settle("t", 0, summed(PLAN.variance, 8), replace(PLAN, colluding=3))
+    ledger.reserve("t", 0, PLAN)
+    ledger.settle(summed(PLAN.variance, 8), replace(PLAN, colluding=3))
     assert (ledger.releases[0].included, ledger.releases[0].honest) == (8, 5)

@@ -28,6 +28,7 @@ from fedavg.privacy import (
 )
 from protocols.errors import Aborted, Infeasible
 from protocols.simulator import simulate
+from protocols.xnoise import levels
 from secagg.noise import FAMILIES, Family, noise
 from secagg.randomness import seeded
 
@@ -285,6 +286,7 @@ def test_a_total_weight_that_is_not_positive_is_aborted() -> None:
 
 
 @given(st.integers(1, 300), st.floats(1e-3, 1e3), st.integers(0, 100))
+@settings(max_examples=25)
 def test_no_vector_exceeds_the_norm_of_the_plan(dim: int, size: float, data: int) -> None:
     found = plan(dim, 1.0, 3, 3.0, 1e-2, bits=16)
     codec = PrivateCodec(found, bytes([data]), dim, 1.0)
@@ -324,8 +326,13 @@ def test_rounding_is_without_bias() -> None:
         ({"delta": 1.0}, "delta: expected"), ({"delta": 0.2}, "one over the contributions"),
         ({"dim": 0}, "dim: expected an integer"), ({"cohort": 0}, "cohort: expected"),
         ({"rounds": 0}, "rounds: expected"), ({"records": 0}, "records: expected"),
-        ({"clipping_norm": 0.0}, "clipping_norm: expected"), ({"colluding": 10}, "fewer than the cohort"),
-        ({"delta": 0.05, "records": 5}, "at most 1 / 50"),
+        ({"clipping_norm": 0.0}, "clipping_norm: expected"), ({"colluding": 10}, "fewer than are in a sum"),
+        ({"delta": 0.05, "records": 5}, "at most 1 / 50"), ({"delta": 1e-30}, "delta: expected"),
+        ({"epsilon": 1e9}, "epsilon: expected"), ({"epsilon": "1"}, "epsilon: expected"),
+        ({"clipping_norm": 1e300}, "clipping_norm: expected"), ({"bits": 7.5}, "bits: expected"),
+        ({"bits": 1000}, "bits: expected"), ({"family": "x"}, "family: expected"),
+        ({"colluding": 1.5}, "colluding: expected"), ({"least": 0}, "least: expected"),
+        ({"least": 11}, "expected fewer than are in a sum"), ({"analysis": "x"}, "analysis: expected"),
     ],
 )  # fmt: skip
 def test_impossible_plans_are_refused(changes: dict[str, Any], says: str) -> None:
@@ -371,3 +378,30 @@ def test_sums_of_discrete_gaussians_are_nearly_one() -> None:
     found = np.abs(np.log(total[middle] / wide[np.abs(wide_k) < 20]))
     assert (found < divergence("discrete-gaussian", 4) + 1e-12).all()
     assert divergence("skellam", 1000) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("cohort", "least", "colluding", "epsilon", "delta", "bits"),
+    [(3, 2, 0, 0.1, 0.16, 5), (5, 3, 2, 0.1, 0.1, 5), (6, 4, 0, 0.1, 0.1, 5), (2, 2, 0, 0.1, 0.25, 5),
+     (50, 35, 5, 1.0, 1e-5, None), (10, 7, 0, 3.0, 1e-5, None)],
+)  # fmt: skip
+def test_no_number_of_dropouts_makes_a_round_tell_more_than_planned(
+    cohort: int, least: int, colluding: int, epsilon: float, delta: float, bits: int | None
+) -> None:
+    """Dropouts put Skellam noise where rounding was, which is a little less Gaussian."""
+    for analysis in ("tight", "published"):
+        try:
+            found = plan(
+                1, 1.0, cohort, epsilon, delta, least=least, colluding=colluding, bits=bits, analysis=analysis
+            )
+        except Infeasible:
+            continue
+        about = levels(found.noisy, cohort, least)
+        for included in range(least, cohort + 1):
+            mu = found.mu_with(about.remaining(included), included - colluding)
+            assert mu <= found.mu * (1 + 1e-9), (analysis, included)
+
+
+def test_large_cohorts_and_large_epsilons_are_planned_in_a_moment() -> None:
+    assert plan(1000, 1.0, 1_000_000, 1.0, 1e-8).bits < 30
+    assert plan(5, 1.0, 10, 1e5, 1e-5, records=1024).bits < 40

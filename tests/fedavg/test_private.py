@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 
 from fedavg.budget import BudgetSpent
+from fedavg.codec import PrivateCodec
 from fedavg.ledger import Ledger
 from fedavg.models import MLP, LinearRegression, LogisticRegression
 from fedavg.params import Layout
 from fedavg.private import UNIT, PrivateSGD, by_record, placed
+from fedavg.rotate import unrotate
 from fedavg.round import PlainSum, SecureSum
 from protocols.errors import Aborted
 
@@ -22,7 +25,7 @@ X = RNG.normal(size=(200, 4))
 Y = (X @ [1.0, -1.0, 0.5, 0.0] + 0.1 * RNG.normal(size=200) > 0).astype(np.int64)
 HOSPITALS = {f"h{i}": (X[i::5], Y[i::5]) for i in range(5)}
 AGREED = {"threat_model": "malicious", "corrupted": 0.2, "dropout": 0.2}
-SETTINGS = PrivateSGD(LogisticRegression(4), rounds=12, learning_rate=2.0, max_records=40)
+SETTINGS = PrivateSGD(LogisticRegression(4), rounds=12, learning_rate=2.0, max_records=40, seed=0)
 
 
 def secure(found: Any, **more: Any) -> SecureSum:
@@ -55,7 +58,7 @@ def test_with_little_noise_it_is_the_training_without() -> None:
 
 
 def test_dropouts_change_neither_noise_nor_guarantee() -> None:
-    found = SETTINGS.plan(5, 4.0, 1e-3)
+    found = SETTINGS.plan(5, 4.0, 1e-3, least=4)
     ledger = Ledger(4.0, 1e-3, UNIT)
     gone = {i: {"h1": ("keys", "masked", "reveals")[i % 3]} for i in range(0, 12, 2)}
     rounds = SETTINGS.run(HOSPITALS, secure(found, dropouts=gone), found, ledger)
@@ -115,15 +118,70 @@ def test_a_training_goes_on_from_where_it_was(tmp_path: Path) -> None:
         np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="rounds: 12 are done"):
         run("cut")
-    (tmp_path / "other").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"kept with learning_rate 2\.0.* asked for is learning_rate 1"):
+        replace(SETTINGS, learning_rate=1.0, rounds=20).run(
+            HOSPITALS, secure(found), found, ledger, state=tmp_path / "cut"
+        )
+    (tmp_path / "cut").unlink()
+    with pytest.raises(ValueError, match="the ledger has 12 rounds of a training that is not here"):
+        run("cut")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"progress": np.array([-1.0, 1.0])}, {"progress": np.array([1.0])}, {"progress": np.array("x")},
+     {"progress": np.array([1.0, 0.0])}, {"velocity": np.zeros(10, complex)}, {"velocity": np.array("x")}],
+)  # fmt: skip
+def test_a_state_that_is_none_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    found, state = SETTINGS.plan(5, 4.0, 1e-3), tmp_path / "state"
+    short = replace(SETTINGS, rounds=1)
+    short.run(HOSPITALS, secure(found), found, Ledger(4.0, 1e-3, UNIT), state=state)
+    with np.load(state) as kept:
+        content = dict(kept) | change
+    with state.open("wb") as file:
+        np.savez(file, **content) if change else file.write(b"nothing")
     with pytest.raises(ValueError, match="expected a training that was kept here"):
-        run("other")
+        SETTINGS.run(HOSPITALS, secure(found), found, Ledger(4.0, 1e-3, UNIT), state=state)
+
+
+def test_a_round_of_which_nothing_was_heard_is_charged(tmp_path: Path) -> None:
+    """Killed when the sum is out and before it is settled, again and again: each is paid for."""
+    found = SETTINGS.plan(5, 4.0, 1e-3)
+
+    class Killed(Exception):
+        pass
+
+    def kill(*given: Any, **named: Any) -> Any:
+        secure(found)(*given, **named)
+        raise Killed
+
+    for times in (1, 2, 3):
+        ledger = Ledger(4.0, 1e-3, UNIT, tmp_path / "ledger.json")
+        with pytest.raises(Killed):
+            SETTINGS.run(HOSPITALS, kill, found, ledger)
+        assert [r.round for r in ledger.releases] == list(range(times))
+        assert not any(r.completed for r in ledger.releases)
+
+
+@pytest.mark.parametrize("most", [40, 4000])
+def test_many_records_that_all_say_the_same_fit_the_bound(most: int) -> None:
+    """However small one record's norm is in integers: refusing their sum would tell of them."""
+    alike = np.zeros((min(most, 400), 4))
+    alike[:, 0] = 1.0
+    for epsilon in (0.1, 1.0, 30.0):
+        found = replace(SETTINGS, max_records=most).plan(5, epsilon, 1e-6)
+        codec = PrivateCodec(found, b"", found.dim - 1, 1.0, counted=True)
+        rows = np.tile(unrotate(np.eye(found.dim)[0], b"")[: found.dim - 1], (len(alike), 1))
+        sent = codec.encode_records(rows * 100)
+        assert np.abs(sent).max() < codec.bound
+        worst = np.full(3, most * isqrt(found.norm_squared)) >> found.grid_bits
+        assert (worst + (64 if found.rounding else 0) < codec.bound).all()
 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     found, state = SETTINGS.plan(5, 4.0, 1e-3), tmp_path / "state"
     SETTINGS.run(HOSPITALS, secure(found), found, Ledger(4.0, 1e-3, UNIT), state=state)
-    other = PrivateSGD(MLP(4, 2, 3), rounds=20, max_records=40)
+    other = PrivateSGD(MLP(4, 2, 3), rounds=20, learning_rate=2.0, max_records=40, seed=0)
     found = other.plan(5, 4.0, 1e-3)
     with pytest.raises(ValueError, match="it is of another model"):
         other.run(HOSPITALS, secure(found), found, Ledger(4.0, 1e-3, UNIT), state=state)
@@ -133,6 +191,22 @@ def test_a_sum_without_noise_is_never_used() -> None:
     found = SETTINGS.plan(5, 4.0, 1e-3)
     with pytest.raises(ValueError, match="what it tells has no bound"):
         SETTINGS.run(HOSPITALS, PlainSum(), found, Ledger(4.0, 1e-3, UNIT))
+
+
+def test_rounding_is_not_reused_and_by_default_nobody_can_repeat_it() -> None:
+    found = SETTINGS.plan(5, 4.0, 1e-3)
+    codec = PrivateCodec(found, b"", found.dim - 1, 1.0, counted=True)
+
+    def encoded(settings: PrivateSGD, task: str, number: int, name: str) -> list[int]:
+        return codec.encode_records(
+            X[:5, [0, 1, 2, 3] * 2 + [0, 1]], settings._rounding(task, number, name)
+        ).tolist()
+
+    default = PrivateSGD(LogisticRegression(4))
+    assert encoded(default, "t", 0, "a") != encoded(default, "t", 0, "a")
+    places = [("t", 0, "a"), ("t", 1, "a"), ("t", 0, "b"), ("u", 0, "a")]
+    assert len({str(encoded(SETTINGS, *place)) for place in places}) == 4
+    assert encoded(SETTINGS, "t", 0, "a") == encoded(SETTINGS, "t", 0, "a")
 
 
 @pytest.mark.parametrize("model", [LogisticRegression(4), MLP(4, 2, 5), LinearRegression(4)])
@@ -151,8 +225,6 @@ def test_one_record_changes_a_sum_by_no_more_than_the_norm() -> None:
     """The sensitivity: with it and without it, under the same rounding of the others."""
     found = SETTINGS.plan(5, 4.0, 1e-3)
     rows = 100 * np.random.default_rng(2).normal(size=(40, found.dim - 1))
-    from fedavg.codec import PrivateCodec
-
     codec = PrivateCodec(found, b"s", found.dim - 1, 1.0, counted=True)
     for row in rows:
         sent = codec.encode(row)
