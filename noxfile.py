@@ -35,6 +35,13 @@ def ray(session: nox.Session) -> None:
 
 
 @nox.session
+def prv(session: nox.Session) -> None:
+    """What another accountant of privacy says, which wants an environment of its own."""
+    session.install("-q", "prv-accountant==0.2.0")
+    session.run("python", "tests/fedavg/prv_answers.py", "--check")
+
+
+@nox.session
 def benchmarks(session: nox.Session) -> None:
     """All benchmarks, peers beside them: some minutes; with `-- --full`, as published."""
     session.install("-q", "-e", ".[flower,demo]")

@@ -344,6 +344,10 @@ def _partition(data: Any, names: list[str], partition: str, alpha: float, seed: 
 @click.option("--picture", type=_FILE, help="Draw the learning curves here.")
 @click.option("--save", type=_FILE, help="Write the model here, as .npz.")
 @click.option(
+    "--sampling", type=float,
+    help="With --epsilon: the chance of a record to be in a round, kept secret.  [default: 1]",
+)  # fmt: skip
+@click.option(
     "--clip-quantile", type=float,
     help="With --epsilon: move the clipping norm so that this part of the records stays below it.",
 )  # fmt: skip
@@ -403,8 +407,10 @@ def train(**o: Any) -> None:
             part = _partition(data, names, o["partition"], o["alpha"], o["seed"])
             cli_private.train(data, kind, o, agreed, dropouts, part, _progress)
             return
-        if o["state"] or o["colluding"] or o["ranges"] or o["clip_quantile"] is not None:
-            raise ValueError("--state, --colluding, --range and --clip-quantile go with --epsilon")
+        if o["state"] or o["colluding"] or o["ranges"] or not o["clip_quantile"] is o["sampling"] is None:
+            raise ValueError(
+                "--state, --colluding, --range, --clip-quantile and --sampling go with --epsilon"
+            )
         rate = 0.05 if o["learning_rate"] is None else o["learning_rate"]
         norm = 4.0 if o["clipping_norm"] is None else o["clipping_norm"]
         settings = FedAvg(

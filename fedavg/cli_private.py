@@ -56,7 +56,7 @@ def train(
         rate = 0.2 if kind == "linear" else 2.0
     settings = PrivateSGD(
         make_model(kind, data), o["rounds"], rate, clipping_norm=1.0 if norm is None else norm,
-        quantile=o["clip_quantile"], seed=o["seed"],
+        quantile=o["clip_quantile"], sampling=1.0 if o["sampling"] is None else o["sampling"], seed=o["seed"],
     )  # fmt: skip
     outcome = run(
         data, part, settings, agreed, dropouts, o["epsilon"], o["delta"], o["seed"], progress=progress,
@@ -176,6 +176,12 @@ def show(outcome: PrivateOutcome, title: str) -> None:
         f"{_colluding(found_plan)}.",
         highlight=False,
     )
+    if found_plan.sampling < 1:
+        console.print(
+            f"In each round is a secret sample of {found_plan.sampling:g} of the records; who sees it learns "
+            f"more: epsilon {ledger.spent_if_seen:.4g}.",
+            highlight=False,
+        )
     console.print(_noise(found_plan), highlight=False)
     console.print(
         f"{done} of {len(outcome.rounds)} rounds gave a sum, of {_included(outcome)} hospitals; "

@@ -20,9 +20,10 @@ from math import inf
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from fedavg.budget import BudgetSpent
-from fedavg.privacy import Plan, check_target, composed, epsilon_of
+from fedavg.privacy import Plan, check_target, composed, epsilon_of, epsilon_sampled
 from protocols.errors import Aborted
 from protocols.machine import Aggregate
 
@@ -41,11 +42,15 @@ class Release(msgspec.Struct, frozen=True):
     honest: int
     completed: bool
     bounded: bool = True
+    sampling: float = 1.0
 
 
 @dataclass
 class Ledger:
     """What was released so far, against a budget of (`epsilon`, `delta`) for `unit`.
+
+    Where each round is of a secret sample, that counts in what is spent: against everybody who does not see
+    the sample, the server included. `spent_if_seen` is the number against who does.
 
     unit      what is protected, in words: "one patient's record", "one hospital's whole contribution"
     path      a JSON file, read if it is there and written, whole, at every charge
@@ -70,15 +75,24 @@ class Ledger:
         """The epsilon of all releases together, at `delta`."""
         return self._epsilon()
 
-    def _epsilon(self, *more: float) -> float:
+    @property
+    def spent_if_seen(self) -> float:
+        """The same against who sees which records were sampled in each round."""
         if not all(release.bounded for release in self.releases):
             return inf
-        mu = composed([*(release.mu for release in self.releases), *more])
-        return epsilon_of(mu, self.delta)
+        return epsilon_of(composed(release.mu for release in self.releases), self.delta)
 
-    def check(self, mu: float) -> None:
-        """Raise `BudgetSpent` if a further release would go beyond the budget. A hair beyond is rounding."""
-        after = self._epsilon(mu)
+    def _epsilon(self, *more: tuple[float, float]) -> float:
+        if not all(release.bounded for release in self.releases):
+            return inf
+        spent = [*((release.mu, release.sampling) for release in self.releases), *more]
+        if all(sampling == 1.0 for _, sampling in spent):
+            return epsilon_of(composed(mu for mu, _ in spent), self.delta)
+        return epsilon_sampled(spent, self.delta)
+
+    def check(self, plan: Plan) -> None:
+        """Raise `BudgetSpent` if a further round would go beyond the budget. A hair beyond is rounding."""
+        after = self._epsilon((plan.mu, plan.sampling))
         if after > self.epsilon * (1 + 1e-6):
             raise BudgetSpent(
                 f"privacy: epsilon {self.spent:.4g} of {self.epsilon:g} is spent, and another round would "
@@ -87,8 +101,8 @@ class Ledger:
 
     def reserve(self, task: str, round: int, plan: Plan) -> None:
         """Charge a round of `plan` before it begins; `BudgetSpent` if that would go beyond the budget."""
-        self.check(plan.mu)
-        self.charge(Release(task, round, plan.mu, 0, 0, False))
+        self.check(plan)
+        self.charge(Release(task, round, plan.mu, 0, 0, False, True, plan.sampling))
 
     def settle(self, result: Aggregate | Aborted, plan: Plan) -> None:
         """Say what became of the round that was reserved last; before its sum is used.
@@ -104,14 +118,14 @@ class Ledger:
         honest = included - plan.colluding
         enough = result.noise >= plan.variance * (1 - 1e-12) and result.carried == plan.rounding
         if not enough:
-            self._replace_last(Release(reserved.task, reserved.round, reserved.mu, included, 0, True, False))
+            self._replace_last(replace(reserved, included=included, completed=True, bounded=False))
             raise ValueError(
                 f"aggregate: expected a sum with noise of variance {plan.variance:.4g} at least, "
                 f"{plan.rounding} of it in each vector; got {result.noise:.4g} and {result.carried:g}: "
                 "what it tells has no bound"
             )
         mu = plan.mu_with(result.noise, honest)
-        self._replace_last(Release(reserved.task, reserved.round, mu, included, honest, True))
+        self._replace_last(replace(reserved, mu=mu, included=included, honest=honest, completed=True))
 
     def charge(self, release: Release) -> None:
         """Record a release; on the disk, if there is a file, when this returns, or not at all."""
@@ -154,7 +168,7 @@ class Ledger:
             found = msgspec.json.decode(data, type=Content)
         except (OSError, msgspec.MsgspecError) as error:
             raise ValueError(f"{path}: expected a ledger of privacy, got something else: {error}") from None
-        if any(not 0 <= release.mu <= 1e6 for release in found.releases):
+        if any(not (0 < r.mu <= 1e6 and 0 < r.sampling <= 1) for r in found.releases):
             raise ValueError(f"{path}: expected a ledger of privacy, a release has an impossible cost")
         mine, theirs = (self.epsilon, self.delta, self.unit), (found.epsilon, found.delta, found.unit)
         if mine != theirs:

@@ -20,6 +20,7 @@ So all is as with the Gaussian mechanism, and no bound on moments stands between
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -75,6 +76,43 @@ def epsilon_of(mu: float, delta: float) -> float:
 def composed(mus: Iterable[float]) -> float:
     """The mu of several releases together (Dong, Roth, Su 2022, Corollary 3.3)."""
     return sqrt(sum(mu * mu for mu in mus))
+
+
+def epsilon_sampled(releases: Iterable[tuple[float, float]], delta: float) -> float:
+    """The epsilon of several releases (mu, rate), each of a secret Poisson sample of that rate.
+
+    A shift of the noise is dominated by the Gaussian one, so the sampled release is by that sampled (Zhu,
+    Dong, Wang, "Optimal Accounting of Differential Privacy via Characteristic Function", AISTATS 2022,
+    Theorem 11); `dp_accounting` composes the loss distributions, rounded upwards.
+    """
+    check_target(1.0, delta)
+    import dp_accounting
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant(value_discretization_interval=_INTERVAL)
+    counts = Counter(releases)
+    for (mu, rate), count in sorted(counts.items()):
+        event = dp_accounting.GaussianDpEvent(1.0 / mu)
+        accountant.compose(dp_accounting.PoissonSampledDpEvent(rate, event), count)
+    return float(accountant.get_epsilon(delta)) if counts else 0.0
+
+
+def mu_sampled(epsilon: float, delta: float, rounds: int, rate: float) -> float:
+    """The largest mu with which so many rounds, each of a secret sample, give (epsilon, delta)."""
+    low = mu_of(epsilon, delta) / sqrt(rounds)  # what it would be if the samples were known
+    high = 2 * low
+    while epsilon_sampled([(high, rate)] * rounds, delta) <= epsilon and high < 1e3:
+        low, high = high, 2 * high
+    while high - low > 1e-4 * high:
+        middle = (low + high) / 2
+        if epsilon_sampled([(middle, rate)] * rounds, delta) <= epsilon:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+_INTERVAL = 1e-3  # of losses: a tenth of it changes epsilon in the fourth digit
 
 
 def _delta_of(mu: float, epsilon: float) -> float:
@@ -205,7 +243,8 @@ class Plan:
     norm_squared
                largest squared L2 norm of one contribution, on that grid or in integers
     variance   of the honest clients' noise in an entry of the sum, in integers squared
-    mu         one round is mu-GDP
+    mu         one round is mu-GDP, for what is in it
+    sampling   the chance of a contribution to be in a round: a coin that nobody else sees
     bits       width of the ring
     error      root mean squared error of an entry of the *sum*, if all take part and updates are aligned
     central    the same of Gaussian noise added by a trusted server with the same guarantee
@@ -231,6 +270,7 @@ class Plan:
     error: float
     central: float
     wraps: tuple[float, float]
+    sampling: float = 1.0
 
     @property
     def noise_multiplier(self) -> float:
@@ -267,7 +307,7 @@ class Plan:
 def plan(
     dim: int, clipping_norm: float, cohort: int, epsilon: float, delta: float, *, rounds: int = 1,
     records: int = 1, colluding: int = 0, least: int | None = None, bits: int | None = None,
-    family: Family = "skellam", parts: int = 8, analysis: Analysis = "best",
+    family: Family = "skellam", parts: int = 8, analysis: Analysis = "best", sampling: float = 1.0,
 ) -> Plan:  # fmt: skip
     """The noise multiplier, scale and bits for a target, with the error to expect.
 
@@ -279,6 +319,8 @@ def plan(
     epsilon, delta of all `rounds` together
     bits           of the ring; by default the fewest with which the error is at most 1 % above a trusted
                    server's
+    sampling       the chance of a contribution to be in a round, decided by a coin of the client's own that
+                   nobody else sees; 1 if all are. Only with the published analysis
     parts          of noise that a client adds at most: matters for discrete Gaussians only
     analysis       "published": contributions are rounded to integers of bounded norm before any noise, as in
                    the papers. "tight": rounding is part of the noise, which takes fewer bits. "best": of the
@@ -311,13 +353,23 @@ def plan(
     spent = rounds * dim * divergence(family, parts * cohort)
     if spent >= epsilon / 2:
         raise Infeasible(f"{family}: {rounds} rounds of {dim} entries alone cost epsilon {spent:.3g}")
-    mu = mu_of(epsilon - spent, delta) / sqrt(rounds)
+    if not _is_number(sampling) or not 0 < sampling <= 1:
+        raise ValueError(f"sampling: expected a chance above 0 and up to 1, got {sampling!r}")
+    if sampling < 1 and analysis == "tight":
+        raise ValueError("sampling: it is not credited under the tight analysis")
+    if sampling < 1:
+        analysis, mu = "published", mu_sampled(epsilon - spent, delta, rounds, sampling)
+    else:
+        mu = mu_of(epsilon - spent, delta) / sqrt(rounds)
     if analysis not in ("best", "tight", "published"):
         raise ValueError(f"analysis: expected best, tight or published, got {analysis!r}")
     roundings = {"published": (0,), "tight": ROUNDINGS, "best": (*ROUNDINGS, 0)}[analysis]
     if family != "skellam":
         roundings = (0,)
-    ways = [_Layout(dim, cohort, records, colluding, mu, family, rounding, least) for rounding in roundings]
+    records_in = max(1, round(records * sampling))
+    ways = [
+        _Layout(dim, cohort, records_in, colluding, mu, family, rounding, least) for rounding in roundings
+    ]
     chosen = bits if bits is not None else min(about.fewest() for about in ways)
     possible = [(way.error(*best, chosen)[0], way, best) for way in ways if (best := way.best(chosen))]
     squares, about, (scale, squared) = min(possible, key=lambda way: way[0], default=(inf, ways[0], (0.0, 0)))
@@ -332,7 +384,7 @@ def plan(
     return Plan(
         dim, clipping_norm, cohort, records, colluding, rounds, epsilon, delta, family,
         scale / clipping_norm, about.rounding, squared, variance, mu, chosen,
-        sqrt(error) * clipping_norm, sqrt(about.central) * clipping_norm, wraps,
+        sqrt(error) * clipping_norm, sqrt(about.central) * clipping_norm, wraps, float(sampling),
     )  # fmt: skip
 
 

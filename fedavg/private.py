@@ -22,6 +22,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedavg.budget import BudgetSpent
 from fedavg.clip import clip_l2
@@ -48,6 +49,7 @@ class PrivateSGD:
     quantile       if given, the norm is only where to begin: it is moved so that this part of the records
                    stays below it (Andrew et al., "Differentially Private Learning with Adaptive Clipping",
                    NeurIPS 2021, Algorithm 1). How many do is summed with the rest, inside the same guarantee
+    sampling       the chance of a record to be in a round: each hospital tosses its own coins in secret
     seed           of the initial parameters and of rounding; None rounds from the system's generator. As
                    rounding is part of the noise, there is no guarantee against who knows the seed
     """
@@ -58,6 +60,7 @@ class PrivateSGD:
     momentum: float = 0.5
     clipping_norm: float = 1.0
     quantile: float | None = None
+    sampling: float = 1.0
     max_records: int = 10_000
     seed: int | None = None
 
@@ -80,7 +83,7 @@ class PrivateSGD:
         dim = Layout.of(self.model.initial(np.random.default_rng(self.seed))).dim
         return plan(
             dim + self._extras, joint_norm(1.0, self._extras), hospitals, epsilon, delta, rounds=self.rounds,
-            records=self.max_records, colluding=colluding, least=least,
+            records=self.max_records, colluding=colluding, least=least, sampling=self.sampling,
         )  # fmt: skip
 
     @property
@@ -88,7 +91,8 @@ class PrivateSGD:
         """What a training that goes on must have in common with what was kept of it."""
         return (
             f"learning_rate {self.learning_rate}, momentum {self.momentum}, "
-            f"clipping_norm {self.clipping_norm}, quantile {self.quantile}, seed {self.seed}"
+            f"clipping_norm {self.clipping_norm}, quantile {self.quantile}, sampling {self.sampling}, "
+            f"seed {self.seed}"
         )
 
     @property
@@ -121,7 +125,7 @@ class PrivateSGD:
         history: list[Round] = []
         for number in range(first, self.rounds):
             try:
-                ledger.check(plan.mu)
+                ledger.check(plan)
             except BudgetSpent:
                 if not history:
                     raise
@@ -153,11 +157,11 @@ class PrivateSGD:
                 raise ValueError(
                     f"hospital {name}: expected records and as many targets, got {len(x)}, {len(y)}"
                 )
-            gradients = by_record(self.model, params, layout, x, y) / norm
+            rng = self._rounding(task, number, name)
+            chosen = _sample(len(y), plan.sampling, rng)
+            gradients = by_record(self.model, params, layout, x[chosen], y[chosen]) / norm
             short = (np.linalg.norm(gradients, axis=1, keepdims=True) <= 1.0).astype(np.float64)
-            vectors[name] = codec.encode_records(
-                gradients, self._rounding(task, number, name), short[:, : len(below)]
-            )
+            vectors[name] = codec.encode_records(gradients, rng, short[:, : len(below)])
         ledger.reserve(task, number, plan)
         result = aggregate(vectors, codec.bound, number, model_hash)
         ledger.settle(result, plan)
@@ -234,7 +238,15 @@ def _read_state(path: Path, layout: Layout, settings: str) -> tuple[Arrays, Floa
 def by_record(model: Model, params: Arrays, layout: Layout, x: Floats, y: Targets) -> Floats:
     """The gradient of each record's own loss, a row each."""
     rows = [layout.flatten(model.gradient(params, x[i : i + 1], y[i : i + 1])) for i in range(len(y))]
-    return np.array(rows)
+    return np.array(rows).reshape(len(y), layout.dim)
+
+
+def _sample(records: int, chance: float, rng: Rng) -> NDArray[np.int64]:
+    """The records that are in a round: a Poisson sample, from a cryptographic stream, right to 2^-64."""
+    if chance == 1.0:
+        return np.arange(records)
+    coins = np.frombuffer(rng(8 * records), "<u8")
+    return np.flatnonzero(coins < np.uint64(int(chance * 2**64)))
 
 
 def placed(table: Floats, ranges: Sequence[tuple[float, float]]) -> Floats:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,10 @@ from fedavg.privacy import (
     composed,
     divergence,
     epsilon_of,
+    epsilon_sampled,
     gaussian_factor,
     mu_of,
+    mu_sampled,
     plan,
     rounding_factor,
 )
@@ -405,3 +409,37 @@ def test_no_number_of_dropouts_makes_a_round_tell_more_than_planned(
 def test_large_cohorts_and_large_epsilons_are_planned_in_a_moment() -> None:
     assert plan(1000, 1.0, 1_000_000, 1.0, 1e-8).bits < 30
     assert plan(5, 1.0, 10, 1e5, 1e-5, records=1024).bits < 40
+
+
+ANSWERS = json.loads((Path(__file__).parent / "prv_answers.json").read_text())
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda a: f"{a['multiplier']}-{a['rate']}-{a['delta']}")
+def test_sampled_rounds_agree_with_another_accountant(answer: dict[str, Any]) -> None:
+    """prv-accountant's bounds (see prv_answers.py): not below the lower one, within 1 % of the upper."""
+    releases = [(1 / answer["multiplier"], answer["rate"])] * answer["rounds"]
+    mine = epsilon_sampled(releases, answer["delta"])
+    assert answer["low"] <= mine <= answer["high"] * 1.01
+    if answer["rate"] == 1.0:
+        assert (
+            answer["low"] <= epsilon_of(composed(mu for mu, _ in releases), answer["delta"]) <= answer["high"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "rounds", "rate"), [(2.0, 1e-5, 20, 0.2), (1.0, 1e-6, 1000, 0.01)]
+)
+def test_a_calibration_spends_what_it_may(epsilon: float, delta: float, rounds: int, rate: float) -> None:
+    mu = mu_sampled(epsilon, delta, rounds, rate)
+    assert epsilon * 0.999 < epsilon_sampled([(mu, rate)] * rounds, delta) <= epsilon
+
+
+def test_sampling_takes_less_noise_and_only_the_published_analysis() -> None:
+    everybody, some = (plan(100, 1.0, 10, 1.0, 1e-5, rounds=50, sampling=q) for q in (1.0, 0.1))
+    assert some.noise_multiplier < everybody.noise_multiplier / 5
+    assert some.rounding == 0
+    with pytest.raises(ValueError, match="not credited under the tight analysis"):
+        plan(100, 1.0, 10, 1.0, 1e-5, sampling=0.1, analysis="tight")
+    for rate in (0.0, 1.5, float("nan"), "x"):
+        with pytest.raises(ValueError, match="sampling: expected a chance"):
+            plan(100, 1.0, 10, 1.0, 1e-5, sampling=rate)  # type: ignore[arg-type]

@@ -15,10 +15,11 @@ from fedavg.codec import PrivateCodec
 from fedavg.ledger import Ledger
 from fedavg.models import MLP, LinearRegression, LogisticRegression
 from fedavg.params import Layout
-from fedavg.private import UNIT, PrivateSGD, by_record, placed
+from fedavg.private import UNIT, PrivateSGD, _sample, by_record, placed
 from fedavg.rotate import unrotate
 from fedavg.round import PlainSum, SecureSum
 from protocols.errors import Aborted
+from secagg.randomness import seeded
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(200, 4))
@@ -286,3 +287,29 @@ def test_adaptive_clipping_learns_within_the_same_budget() -> None:
     rounds = adaptive.run(HOSPITALS, secure(found), found, ledger)
     assert accuracy(rounds[-1].params) > 0.8
     assert ledger.spent <= 4.0 * (1 + 1e-6)
+
+
+def test_a_secret_sample_is_credited_and_both_numbers_are_kept() -> None:
+    sampled = replace(SETTINGS, sampling=0.2)
+    found = sampled.plan(5, 2.0, 1e-3)
+    assert found.noise_multiplier < SETTINGS.plan(5, 2.0, 1e-3).noise_multiplier / 2
+    ledger = Ledger(2.0, 1e-3, UNIT)
+    rounds = sampled.run(HOSPITALS, secure(found), found, ledger)
+    assert len(rounds) == 12
+    assert np.mean([r.weight for r in rounds]) == pytest.approx(40, rel=0.5)
+    assert 1.9 < ledger.spent <= 2.0 * (1 + 1e-6)
+    assert ledger.spent_if_seen > 2 * ledger.spent
+
+
+def test_samples_are_of_the_right_size_and_not_repeated() -> None:
+    rng = seeded(b"sample")
+    sizes = [len(_sample(1000, 0.2, rng)) for _ in range(300)]
+    assert np.mean(sizes) == pytest.approx(200, abs=4)
+    assert np.var(sizes) == pytest.approx(160, rel=0.4)
+    assert _sample(5, 1.0, rng).tolist() == list(range(5))
+    # Perhaps nobody is in it.
+    assert len(_sample(3, 1e-12, rng)) == 0
+    empty = replace(SETTINGS, sampling=1e-9, rounds=1)
+    found = replace(SETTINGS, rounds=1).plan(5, 4.0, 1e-3)
+    (done,) = empty.run(HOSPITALS, secure(found), replace(found, sampling=1e-9), Ledger(4.0, 1e-3, UNIT))
+    assert done.weight <= 200
