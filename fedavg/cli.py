@@ -515,6 +515,9 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     "--colluding", default=0, show_default=True, type=click.IntRange(0),
     help="Hospitals whose noise is not counted on.",
 )  # fmt: skip
+@click.option(
+    "--sampling", default=1.0, show_default=True, help="Chance of a record to be in a round, kept secret."
+)
 @click.option("--bits", type=click.IntRange(4, 64), help="Of the ring.  [default: the fewest that do]")
 @click.option(
     "--audit", is_flag=True,

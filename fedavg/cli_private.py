@@ -225,7 +225,7 @@ def plans(o: Mapping[str, Any]) -> list[Plan]:
     return [
         plan(
             o["dim"], o["clipping_norm"], o["hospitals"], epsilon, o["delta"], rounds=o["rounds"],
-            records=o["max_records"], colluding=o["colluding"], bits=o["bits"],
+            records=o["max_records"], colluding=o["colluding"], bits=o["bits"], sampling=o["sampling"],
         )
         for epsilon in o["epsilon"] or (0.5, 1.0, 2.0, 4.0, 8.0)
     ]  # fmt: skip
@@ -269,7 +269,7 @@ def audits(o: Mapping[str, Any], progress: Any) -> None:
     from rich.table import Table
 
     given = click.get_current_context().get_parameter_source
-    for name in ("max_records", "dim", "rounds", "colluding", "bits", "picture"):
+    for name in ("max_records", "dim", "rounds", "colluding", "bits", "sampling", "picture"):
         if given(name) is not click.core.ParameterSource.DEFAULT:
             raise ValueError(f"--{name.replace('_', '-')} does not go with --audit")
     epsilons, canaries = o["epsilon"] or (1.0, 4.0), o["canaries"] or 2000

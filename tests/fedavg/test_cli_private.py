@@ -190,3 +190,15 @@ def test_an_audit_says_what_it_found() -> None:
     assert not found["refuted"]
     assert "--dim does not go with --audit" in fails("privacy", "--audit", "--dim", 10)
     assert "--canaries goes with --audit" in fails("privacy", "--canaries", 1000)
+
+
+def test_sampling_is_planned_and_trained_with() -> None:
+    words = ("privacy", "--max-records", 64, "--epsilon", 1, "--json")
+    everybody, some = (json.loads(works(*words, "--sampling", q))[0] for q in (1.0, 0.1))
+    assert some["noise_multiplier"] < everybody["noise_multiplier"] / 3
+    printed = one_line(
+        works("train", "--epsilon", 2, "--sampling", 0.3, "--clip-quantile", 0.5, "--rounds", 15)
+    )
+    assert "a secret sample of 0.3 of the records; who sees it learns more: epsilon" in printed
+    for option in ("--sampling", "--clip-quantile"):
+        assert "go with --epsilon" in fails("train", option, 0.5)
