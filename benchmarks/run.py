@@ -48,15 +48,17 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="where to write; benchmarks/ if --full, else nowhere")
     options = parser.parse_args()
     into = HERE if options.into is None and options.edition == "full" else options.into
+    if into == HERE and find_spec("flwr") is None:
+        parser.error("the page has a part about Flower, which is not installed: use --into for another place")
     found: dict[str, Any] = {}
     for part in PARTS:
+        if part == "peers" and find_spec("flwr") is None:
+            print("peers: left out, the extra flower is not installed", flush=True)
+            continue
         kept = HERE / "results" / f"{part}.json"
         if options.only and part not in options.only:
             if kept.exists():
                 found[part] = json.loads(kept.read_text())
-            continue
-        if part == "peers" and find_spec("flwr") is None:
-            print("peers: left out, the extra flower is not installed", flush=True)
             continue
         start = perf_counter()
         found[part] = importlib.import_module(part).measure(options.edition) | {"edition": options.edition}
