@@ -805,8 +805,13 @@ def pass_quorum(
 
 def accept_reveal(context: ServerContext, state: AwaitReveals, sender: int, message: Revealed) -> None:
     """Round 4: the right number of shares; `unmask` checks each against its commitment."""
-    graph = context.session.graph(state.graph_seed)
-    _read_reveal(context, state, graph, sender, message)
+    session, graph = context.session, context.session.graph(state.graph_seed)
+    dealers = [d for d in graph.holders(sender) if d in state.dealt]
+    included = set(members(state.included, len(session.names)))
+    kinds = _kinds(session, len(included))
+    lengths = [len(kinds[d in included]) for d in dealers]
+    given = sum(lengths) - sum(lengths[p] for p in members(message.missing, len(dealers)))
+    exact_length("revealed", message.shares, given * _opening_bytes(session))
 
 
 Secret = tuple[int, int]
@@ -814,15 +819,14 @@ Secret = tuple[int, int]
 
 
 def _read_reveal(
-    context: ServerContext, state: AwaitReveals, graph: Graph, holder: int, message: Revealed
-) -> tuple[dict[Secret, bytes], list[int]]:
+    context: ServerContext, state: AwaitReveals, graph: Graph, included: set[int], holder: int,
+    message: Revealed,
+) -> tuple[dict[Secret, bytes], list[int]]:  # fmt: skip
     """The opening of each secret, and the dealers whose box this holder says did not open."""
-    session = context.session
+    session, kinds = context.session, _kinds(context.session, len(included))
     dealers = [d for d in graph.holders(holder) if d in state.dealt]
     places = set(members(message.missing, len(dealers)))
     missing = [d for p, d in enumerate(dealers) if p in places]
-    included = set(members(state.included, len(session.names)))
-    kinds = _kinds(session, len(included))
     given = [(d, kind) for p, d in enumerate(dealers) if p not in places for kind in kinds[d in included]]
     openings = _pieces("revealed", message.shares, len(given), _opening_bytes(session))
     return dict(zip(given, openings, strict=True)), missing
@@ -888,7 +892,7 @@ def _sort_reveals(
     places = {d: _places(graph, d, state.mask_keys) for d in state.dealt} if session.signed else {}
     faults: list[Fault] = []
     for holder in sorted(gathered):
-        given, missing = _read_reveal(context, state, graph, holder, gathered[holder])
+        given, missing = _read_reveal(context, state, graph, included, holder, gathered[holder])
         for dealer in missing:
             pair = (context.name(dealer), context.name(holder))
             faults.append(Fault(pair, "reveals", "disputed share: one sealed it badly or the other lies"))
