@@ -2,9 +2,9 @@
 
 Canaries are contributions that the auditor invents, each there or not by the toss of a coin. A sum with noise
 is made of them by a real session, and from it alone the auditor guesses the coins. Who guesses too well
-refutes the guarantee: the rate of right guesses gives a lower bound of epsilon that holds with 95 %
-confidence, so a bound above what was promised is proof that something is wrong (or, one time in twenty, of
-bad luck).
+refutes the guarantee: the rate of right guesses gives a lower bound of epsilon, so a bound above what was
+promised is proof that something is wrong (or of bad luck: all that is looked at here, together, raises a
+false alarm at most one time in twenty).
 
 Two bounds stand beside each other. One assumes nothing of the mechanism (Steinke, Nasr, Jagielski, "Privacy
 Auditing with One (1) Training Run", NeurIPS 2023, Theorem 5.2); it stays well below the truth. The other
@@ -31,6 +31,7 @@ from protocols.errors import Aborted
 from secagg.randomness import seeded
 
 CONFIDENCE = 0.95
+_SHARES = {"gaussian": 0.02, "free": 0.01, "p": 0.02}  # of false alarms, which together are 1 - CONFIDENCE
 _FRACTIONS = (0.005, 0.02, 0.08, 0.3)  # of the canaries that are guessed at, the surest ones
 
 
@@ -56,7 +57,7 @@ class Audit:
     @property
     def refuted(self) -> bool:
         """Whether the guarantee, or the noise, is not what it should be; a false alarm one time in twenty."""
-        return self.gaussian > self.promised or self.free > self.promised or self.p < 1 - CONFIDENCE
+        return max(self.gaussian, self.free) > self.promised or self.p < _SHARES["p"]
 
 
 def audit(
@@ -94,10 +95,10 @@ def audit(
     variance, p = check_variance(residual, left) if left > 1e-6 else (1.0, 1.0)
     sums, _ = codec.decode(result.sum, 1)
     free = max(
-        free_bound(sums, coins, fraction, delta, 1 - (1 - CONFIDENCE) / len(_FRACTIONS))
+        free_bound(sums, coins, fraction, delta, 1 - _SHARES["free"] / len(_FRACTIONS))
         for fraction in _FRACTIONS
     )
-    gaussian = gaussian_bound(sums, coins, clipping_norm / 2, delta)
+    gaussian = gaussian_bound(sums, coins, clipping_norm / 2, delta, 1 - _SHARES["gaussian"])
     return Audit(epsilon, delta, canaries, gaussian, free, variance, p)
 
 

@@ -299,7 +299,8 @@ def audits(o: Mapping[str, Any], progress: Any) -> None:
     console.print()
     console.print(table)
     console.print(
-        "Lower bounds at 95 % confidence: under a Gaussian trade-off, and without any assumption. The "
-        "variance is over what it should be; p is the chance of one as far off.",
+        "Lower bounds: under a Gaussian trade-off, and without any assumption. The variance is over what it "
+        "should be; p is the chance of one as far off. All three together raise a false alarm at most one "
+        "time in twenty.",
         highlight=False,
     )

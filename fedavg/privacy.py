@@ -175,9 +175,10 @@ def divergence(family: Family, parts: int) -> float:
 
     None for Skellam. For discrete Gaussians, each of variance at least `SMOOTH`: a sum of two differs from
     one of the joint variance by a factor of 1 +- 2 exp(-2 pi^2 t^2), where t^2 = a b / (a + b), and terms of
-    higher order (by Poisson's summation formula): by 1 + 4.1 exp(-pi^2 SMOOTH) at most, each time.
+    higher order (by Poisson's summation formula): by 1 + 4.1 exp(-pi^2 SMOOTH) at most, each time. A ratio of
+    two such sums, with and without a contribution, is off by twice as much.
     """
-    return 0.0 if family == "skellam" else parts * 4.1 * exp(-pi * pi * SMOOTH)
+    return 0.0 if family == "skellam" else parts * 8.2 * exp(-pi * pi * SMOOTH)
 
 
 GRID_BITS = 9
@@ -201,16 +202,21 @@ def rounding_factor(rounding: int, honest: int, variance: float) -> float:
     the mirror image, whose fractions are among them. What e can change is counted against us: below the
     middle F / phi(Phi^-1(F)) is less than 1.6. More noise than is tabulated has a smaller factor.
     """
-    from scipy.special import ndtri
-
-    grid, together = 1 << GRID_BITS, rounding * honest
-    if together > _MOST_TOGETHER:  # alike but for its scale, and on a smaller one it is further from Gaussian
-        fewer = _MOST_TOGETHER // rounding
-        return rounding_factor(rounding, fewer, variance * fewer / honest)
-    tabulated = min(variance, max(2.0 * together, _CONVOLVED))
+    together, scaled = rounding * honest, variance
     off = sum(4.1 * exp(-2 * pi * pi * rounding * j / (j + 1)) for j in range(1, min(honest, 50)))
     off += max(0, honest - 50) * 4.1 * exp(-2 * pi * pi * rounding * 50 / 51)
-    p = np.ones(1)
+    if together > _MOST_TOGETHER:  # alike but for its scale, and on a smaller one it is further from Gaussian
+        together, scaled = _MOST_TOGETHER, variance * _MOST_TOGETHER / together
+    tabulated = min(scaled, max(2.0 * together, _CONVOLVED))
+    return _steepest(together, tabulated) + 3.2 * off * (1 << GRID_BITS) * sqrt(variance)
+
+
+@lru_cache(maxsize=64)
+def _steepest(together: int, tabulated: float) -> float:
+    """The factor of a discrete Gaussian about any fraction of the grid with Skellam noise beside it."""
+    from scipy.special import ndtri
+
+    grid, p = 1 << GRID_BITS, np.ones(1)
     if tabulated - together > 1e-6:
         steps = noise("skellam", tabulated - together).steps()
         f = np.array([low / (1 << steps.bits) for low in steps.low[: 1 - steps.first]])
@@ -225,7 +231,7 @@ def rounding_factor(rounding: int, honest: int, variance: float) -> float:
             some = (found > 2.0**-120) & (found < 0.6)
             slope = max(slope, float((ndtri(last[some]) - ndtri(found[some])).max()))
         last = found
-    return max(1.0, slope * grid * sqrt(tabulated)) * _MARGIN + 3.2 * off * grid * sqrt(variance)
+    return max(1.0, slope * grid * sqrt(tabulated)) * _MARGIN
 
 
 # ------------------------------------------------------------------------------------------ plans

@@ -123,3 +123,9 @@ def test_refuted_says_any_of_the_three() -> None:
         assert replace(right, **wrong).refuted
     assert epsilon_of(mu_of(4.0, 1e-5), 1e-5) == pytest.approx(4.0)
     assert Noisy(1.0).variance == 1.0
+
+
+def test_all_checks_together_seldom_cry_wolf() -> None:
+    """Whole audits of rounds with nothing wrong, of which one in twenty may be refuted."""
+    refuted = sum(audit(300, 3, 2.0, 1e-4, seed=seed, analysis="published").refuted for seed in range(100))
+    assert binom.sf(refuted - 1, 100, 0.05) > 1e-3

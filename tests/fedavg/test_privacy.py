@@ -406,6 +406,12 @@ def test_no_number_of_dropouts_makes_a_round_tell_more_than_planned(
             assert mu <= found.mu * (1 + 1e-9), (analysis, included)
 
 
+def test_what_rounding_leaves_over_is_charged_at_its_real_size() -> None:
+    """In a cohort too large to be looked at as it is, steps are small beside what sums are off by."""
+    small, large = (rounding_factor(2, honest, 4.0 * honest) - 1 for honest in (2048, 2_048_000))
+    assert large > 10 * small
+
+
 def test_large_cohorts_and_large_epsilons_are_planned_in_a_moment() -> None:
     assert plan(1000, 1.0, 1_000_000, 1.0, 1e-8).bits < 30
     assert plan(5, 1.0, 10, 1e5, 1e-5, records=1024).bits < 40
