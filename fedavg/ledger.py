@@ -45,6 +45,16 @@ class Release(msgspec.Struct, frozen=True):
     sampling: float = 1.0
 
 
+class _Content(msgspec.Struct, forbid_unknown_fields=True):
+    epsilon: float
+    delta: float
+    unit: str
+    releases: list[Release]
+
+    def to_bytes(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+
+
 @dataclass
 class Ledger:
     """What was released so far, against a budget of (`epsilon`, `delta`) for `unit`.
@@ -68,7 +78,11 @@ class Ledger:
         check_target(self.epsilon, self.delta)
         self._known: bytes | None = None
         if self.path is not None and self.path.exists():
-            self.releases = self._read(self.path)
+            try:
+                self._known = self.path.read_bytes()
+            except OSError as error:
+                raise ValueError(f"{self.path}: the ledger cannot be read: {error}") from None
+            self.load(self._known)
 
     @property
     def spent(self) -> float:
@@ -140,14 +154,33 @@ class Ledger:
                 found = self.path.read_bytes() if self.path.exists() else None
                 if found != self._known:
                     raise ValueError(f"{self.path}: somebody else has written this ledger: read it again")
-                self._write(self.path, releases)
+                self._write(self.path, _Content(self.epsilon, self.delta, self.unit, releases).to_bytes())
             except OSError as error:
                 raise ValueError(f"{self.path}: the ledger cannot be written: {error}") from None
         self.releases = releases
 
-    def _write(self, path: Path, releases: list[Release]) -> None:
-        content = {"epsilon": self.epsilon, "delta": self.delta, "unit": self.unit, "releases": releases}
-        data = msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
+    def dump(self) -> bytes:
+        """All of it as JSON, as it stands in a file."""
+        return _Content(self.epsilon, self.delta, self.unit, self.releases).to_bytes()
+
+    def load(self, data: bytes) -> None:
+        """Go on from what `dump` gave; `ValueError` for anything else, or another budget or unit."""
+        name = self.path or "ledger"
+        try:
+            found = msgspec.json.decode(data, type=_Content)
+        except msgspec.MsgspecError as error:
+            raise ValueError(f"{name}: expected a ledger of privacy, got something else: {error}") from None
+        if any(not (0 < r.mu <= 1e6 and 0 < r.sampling <= 1) for r in found.releases):
+            raise ValueError(f"{name}: expected a ledger of privacy, a release has an impossible cost")
+        mine, theirs = (self.epsilon, self.delta, self.unit), (found.epsilon, found.delta, found.unit)
+        if mine != theirs:
+            raise ValueError(
+                f"{name}: it is a ledger for epsilon {theirs[0]:g}, delta {theirs[1]:g}, {theirs[2]}; asked "
+                f"for was epsilon {mine[0]:g}, delta {mine[1]:g}, {mine[2]}"
+            )
+        self.releases = found.releases
+
+    def _write(self, path: Path, data: bytes) -> None:
         beside = path.with_name(path.name + ".new")
         with beside.open("wb") as file:
             file.write(data)
@@ -155,26 +188,3 @@ class Ledger:
             os.fsync(file.fileno())
         beside.replace(path)
         self._known = data
-
-    def _read(self, path: Path) -> list[Release]:
-        class Content(msgspec.Struct, forbid_unknown_fields=True):
-            epsilon: float
-            delta: float
-            unit: str
-            releases: list[Release]
-
-        try:
-            data = path.read_bytes()
-            found = msgspec.json.decode(data, type=Content)
-        except (OSError, msgspec.MsgspecError) as error:
-            raise ValueError(f"{path}: expected a ledger of privacy, got something else: {error}") from None
-        if any(not (0 < r.mu <= 1e6 and 0 < r.sampling <= 1) for r in found.releases):
-            raise ValueError(f"{path}: expected a ledger of privacy, a release has an impossible cost")
-        mine, theirs = (self.epsilon, self.delta, self.unit), (found.epsilon, found.delta, found.unit)
-        if mine != theirs:
-            raise ValueError(
-                f"{path}: it is a ledger for epsilon {theirs[0]:g}, delta {theirs[1]:g}, {theirs[2]}; asked "
-                f"for was epsilon {mine[0]:g}, delta {mine[1]:g}, {mine[2]}"
-            )
-        self._known = data
-        return found.releases

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import cosh, erfc, exp, inf, isqrt, log, pi, sinh, sqrt
@@ -125,7 +125,11 @@ def _gaussian_loss(mu: float) -> Any:
 
 
 def _dp_accounting() -> Any:
-    from dp_accounting.pld import common, privacy_loss_mechanism  # takes about a second
+    try:
+        from dp_accounting.pld import common, privacy_loss_mechanism  # takes about a second
+    except ModuleNotFoundError as error:
+        text = "noise is planned with dp-accounting: pip install 'secagg[dp]'"
+        raise ModuleNotFoundError(text, name=error.name) from None
 
     class Both:
         DifferentialPrivacyParameters = common.DifferentialPrivacyParameters
@@ -293,6 +297,32 @@ class Plan:
         factor = _factor(self.family, self.rounding, honest, variance)
         return factor * sqrt(self.norm_squared / 4**self.grid_bits / variance)
 
+    def check(self, least: int) -> None:
+        """For who did not make this plan: raise `ValueError` unless its noise gives what it promises.
+
+        That is for contributions of `norm_squared` at most, if at least `least` clients are in a sum. What it
+        says of errors is not looked at. Only for Skellam noise, and sums of all contributions.
+        """
+        if (self.family, self.sampling) != ("skellam", 1.0) or self.rounding not in (0, *ROUNDINGS):
+            raise ValueError("plan: expected Skellam noise, a known rounding, and no sampling")
+        if not (0 < self.scale < inf and 0 < self.variance < inf and self.norm_squared >= 1):
+            raise ValueError("plan: expected a positive scale, variance and norm")
+        if not 0 <= self.colluding < least <= self.cohort or self.rounds < 1:
+            raise ValueError(
+                f"plan: expected rounds, and fewer colluding than the {least} to {self.cohort} in a sum"
+            )
+        most, fewest = self.cohort - self.colluding, least - self.colluding
+        cases = _cases(self.rounding, self.variance, most, fewest)
+        found = max(self.mu_with(variance, honest) for honest, variance in cases)
+        promised = mu_of(self.epsilon, self.delta) / sqrt(self.rounds)
+        # What the quantile function or a last bit may differ on another machine.
+        if not found <= self.mu * (1 + 1e-6) or not self.mu <= promised * (1 + 1e-6):
+            raise ValueError(
+                f"plan: its noise does not give epsilon {self.epsilon:g} at delta {self.delta:g} over "
+                f"{self.rounds} rounds: a round tells {found:.6g}, it says {self.mu:.6g}, and at most "
+                f"{promised:.6g} is allowed (mu of the Gaussian trade-off)"
+            )
+
     @property
     def local(self) -> float:
         """The error if every client added all the noise by itself, and trusted no other: as `error`."""
@@ -441,12 +471,10 @@ class _Layout:
         most, fewest = self.cohort - self.colluding, (self.least or self.cohort) - self.colluding
         variance = wanted
         while True:
-            # Where dropouts took rounding with them, Skellam noise stands in, of which more is a little less
-            # Gaussian; most so where it is half of what rounding adds.
-            worst = round(variance / (1.5 * self.rounding)) if self.rounding else most
-            counts = {most, fewest, min(most, max(fewest, worst))}
-            levels = (variance, variance * (1 + OVERSHOOT))
-            factor = max(_factor(self.family, self.rounding, h, v) for h in counts for v in levels)
+            factor = max(
+                _factor(self.family, self.rounding, honest, level)
+                for honest, level in _cases(self.rounding, variance, most, fewest)
+            )
             if wanted * factor**2 <= variance * (1 + 1e-6):
                 return variance * (1 + 1e-6)
             variance = wanted * factor**2
@@ -504,6 +532,18 @@ class _Layout:
         if which is None:
             raise Infeasible(f"no ring holds {self.cohort} updates of {self.dim} entries with this noise")
         return which
+
+
+def _cases(rounding: int, variance: float, most: int, fewest: int) -> Iterator[tuple[int, float]]:
+    """Honest clients, from `fewest` to `most`, and what variance is left: among these the factor is largest.
+
+    Where dropouts took rounding with them, Skellam noise stands in, of which more is a little less Gaussian;
+    most so where it is half of what rounding adds.
+    """
+    worst = round(variance / (1.5 * rounding)) if rounding else most
+    for honest in sorted({most, fewest, min(most, max(fewest, worst))}):
+        yield honest, variance
+        yield honest, variance * (1 + OVERSHOOT)
 
 
 def _factor(family: Family, rounding: int, honest: int, variance: float) -> float:

@@ -9,13 +9,17 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from fedavg.adapters.opening import PREFIX, Settings, Terms, placeholder, read
+from fedavg.adapters.opening import PREFIX, Opening, Terms, placeholder, read
+from fedavg.ledger import Ledger
 from protocols.errors import LocalError
 from protocols.graph import MALICIOUS, THREAT_MODELS
 from protocols.journal import Journal, MemoryJournal, SqliteJournal
 from protocols.roster import read_party, read_roster
-from protocols.session import Policy
+from protocols.session import Policy, Session
 from secagg.keys import Identity
+
+UNIT = "a site's whole contribution"
+"""What noise protects here."""
 
 _MIN_CORRUPTED = 0.1  # at a site with an identity whose policy names none
 
@@ -28,6 +32,7 @@ class Own(Terms, frozen=True, kw_only=True, forbid_unknown_fields=True):
     table              path of the CSV file that statistics are of
     min_cell           counts below it are hidden
     query_budget       how many queries are answered at all
+    epsilon_budget     what all runs together may spend, of `epsilon` each; 0 is as much as one
     """
 
     identity: str | UnsetType = UNSET
@@ -36,6 +41,7 @@ class Own(Terms, frozen=True, kw_only=True, forbid_unknown_fields=True):
     table: str | UnsetType = UNSET
     min_cell: int = 5
     query_budget: int = 20
+    epsilon_budget: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +88,13 @@ class Site:
         beside = SqliteJournal(Path(own.identity).with_suffix(".journal"), party.journal_key, states=False)
         return cls(party.name, party.identity, roster, policy, terms, own, beside, party.journal_key)
 
-    def check(self, settings: Settings, terms: Collection[str]) -> None:
+    def check(self, opening: Opening, session: Session, terms: Collection[str]) -> None:
         """Raise `LocalError` unless these terms of a round, and what it withstands, are this site's own.
 
         A server that chose terms freely could ask, round by round, whether a weight is above `max_weight`, or
         by a tiny clipping norm make an update its signs.
         """
+        settings, plan = opening.settings, opening.plan
         other = [
             PREFIX + t.replace("_", "-")
             for t, v in self.terms.items()
@@ -101,6 +108,29 @@ class Site:
                 f"policy: corrupted must be at least {self.policy.min_corrupted}, the settings have "
                 f"{settings.corrupted}"
             )
+        if (plan is None) != (not settings.epsilon):
+            raise LocalError(
+                f"plan: {PREFIX}epsilon is {settings.epsilon:g}, and the round does not fit that"
+            )
+        if plan is not None:
+            promised = (settings.epsilon, settings.delta, settings.rounds, session.parameters.corrupted)
+            if (plan.epsilon, plan.delta, plan.rounds, plan.colluding) != promised:
+                raise LocalError("plan: it is not for the guarantee that the settings promise")
+            plan.check(session.min_included)
+
+    def ledger(self, opening: Opening, kept: bytes | None) -> Ledger:
+        """What this site has spent of its privacy: in a file beside the key, or else in what was `kept`.
+
+        Raises `ValueError` for one that cannot be used, or is of another budget.
+        """
+        settings = opening.settings
+        budget = self.own.epsilon_budget or settings.epsilon
+        if self.own.identity is not UNSET:
+            return Ledger(budget, settings.delta, UNIT, Path(self.own.identity).with_suffix(".ledger.json"))
+        ledger = Ledger(budget, settings.delta, UNIT)
+        if kept is not None:
+            ledger.load(kept)
+        return ledger
 
 
 def read_policy(text: str, *, pinned: bool) -> Policy:

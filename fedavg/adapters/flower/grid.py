@@ -12,11 +12,12 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from msgspec.structs import replace as with_fields
 
 from fedavg.adapters.flower.records import (
     ENVELOPES,
     RECORD,
-    Plan,
+    Form,
     bytes_of,
     category,
     claim,
@@ -28,6 +29,9 @@ from fedavg.adapters.flower.records import (
 )
 from fedavg.adapters.flower.strategies import check_caller
 from fedavg.adapters.opening import PREFIX, Opening, Settings
+from fedavg.adapters.site import UNIT
+from fedavg.budget import BudgetSpent
+from fedavg.ledger import Ledger
 from protocols.errors import Aborted, Infeasible, LocalError, RemoteError
 from protocols.machine import Aggregate, Received, StageClosed
 from protocols.roster import read_roster
@@ -73,7 +77,8 @@ class SecAggGrid(Grid):
               identities of their own and only the honest-but-curious model is to be had
     settings  used instead of the library's defaults where `run_config` is silent
 
-    `rounds` tells what became of each round so far.
+    `rounds` tells what became of each round so far; `ledger`, if there is noise, what was spent of privacy in
+    this ServerApp (each node keeps its own, and that is what stops it).
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class SecAggGrid(Grid):
         self._names: dict[int, str] = {}
         self._one_by_one = False
         self.rounds: list[Round] = []
+        self.ledger: Ledger | None = None
         Settings.of(context.run_config, **settings)  # say early what is wrong
 
     def send_and_receive(
@@ -104,12 +110,25 @@ class SecAggGrid(Grid):
         check_caller(settings.max_weight)
         _check_alike(asked)
         cohort = self.gather([m.metadata.dst_node_id for m in asked], asked[0], settings)
-        plan = Plan.of(category(asked[0]), asked[0].content, settings, max(1, len(cohort.names)))
-        result = self.sum(asked[0], cohort, settings, plan.codec.length, plan.codec.bound, timeout)
+        form = Form.of(category(asked[0]), asked[0].content, settings)
+        opening, name = self.open(asked[0], cohort, settings), task(self._context, asked[0])
         try:
-            return _replies(result, asked, cohort, plan)
-        except ValueError as error:
-            return _replies(self.spoilt(error), asked, cohort, plan)
+            plan = form.plan(settings, self._session(opening, name)) if settings.epsilon else None
+        except Infeasible as error:
+            aborted = Aborted("opening", str(error))
+            self._end(name, opening, cohort, aborted)
+            return _nothing(aborted, asked, cohort)
+        codec = form.codec(settings, max(1, len(cohort.names)), plan, opening.instruction)
+        opening = with_fields(opening, length=codec.length, bound=codec.bound, plan=plan)
+        result = self.sum(asked[0], cohort, opening, timeout)
+        if isinstance(result, Aborted):
+            return _nothing(result, asked, cohort)
+        try:
+            arrays, metrics, weights = form.decode(result, codec)
+        except (ValueError, Aborted) as error:
+            return _nothing(self.spoilt(error), asked, cohort)
+        content = form.reply(asked[0].content, arrays, metrics, weights / len(result.included))
+        return _replies(content, result, asked, cohort)
 
     def settings(self, nodes: int) -> Settings:
         """The settings for a round of so many nodes."""
@@ -154,29 +173,43 @@ class SecAggGrid(Grid):
             raise _Failed(_refusal(error)) from None
         return name
 
-    def sum(
-        self, like: Message, cohort: Cohort, settings: Settings, length: int, bound: int,
-        timeout: float | None,
-    ) -> Aggregate | Aborted:  # fmt: skip
-        """The sum of what the cohort makes of the instruction in `like`: `length` entries below `bound`.
-
-        Adds to the cohort's faults, and to `rounds`.
-        """
-        name = task(self._context, like)
-        number = self._count(name)
-        names = sorted(cohort.names.values())
+    def open(
+        self, like: Message, cohort: Cohort, settings: Settings, length: int = 1, bound: int = 2
+    ) -> Opening:
+        """The opening of the next round of its kind, for the instruction in `like`."""
         hashed = hash_instruction(like.content, like, self._context.run_config)
-        opening = Opening(settings, number, names, length, bound, hashed)
-        result: Aggregate | Aborted
+        number = self._count(task(self._context, like))
+        return Opening(settings, number, sorted(cohort.names.values()), length, bound, hashed)
+
+    def sum(
+        self, like: Message, cohort: Cohort, opening: Opening, timeout: float | None
+    ) -> Aggregate | Aborted:
+        """The sum of what the cohort makes of the instruction in `like`.
+
+        Adds to the cohort's faults, to `rounds` and to the ledger.
+        """
+        name, plan = task(self._context, like), opening.plan
         try:
-            session = opening.session(name, self._roster)
-        except LocalError as error:
-            if cohort.names and not isinstance(error, Infeasible):
-                raise
-            # Of so few nodes: there may be others, or more that say who they are, next time.
-            result = Aborted("opening", str(error) if cohort.names else "no node takes part")
-        else:
-            result = self._run(opening, session, cohort, like, timeout)
+            session = self._session(opening, name)
+            if plan is not None:
+                self._ledger(opening.settings).reserve(name, opening.round, plan)
+        except (Infeasible, BudgetSpent) as error:
+            return self._end(name, opening, cohort, Aborted("opening", str(error)))
+        result = self._run(opening, session, cohort, like, timeout)
+        if plan is not None:
+            self._ledger(opening.settings).settle(result, plan)
+        return self._end(name, opening, cohort, result)
+
+    def _session(self, opening: Opening, name: str) -> Session:
+        """Its session; `Infeasible` with so few nodes: there may be others next time."""
+        if not opening.cohort:
+            raise Infeasible("no node takes part")
+        return opening.session(name, self._roster)
+
+    def _end(
+        self, name: str, opening: Opening, cohort: Cohort, result: Aggregate | Aborted
+    ) -> Aggregate | Aborted:
+        """Say what became of a round."""
         for node, known in cohort.names.items():
             if known in result.dropped:
                 fault = result.dropped[known]
@@ -190,19 +223,24 @@ class SecAggGrid(Grid):
             if not any(reason.startswith("secagg: ") for reason in said.values()):
                 log.warning("secagg: is secagg_mod attached to the function, first of all mods?")
         if isinstance(result, Aborted):
-            self.rounds.append(Round(name, number, (), said, result))
+            self.rounds.append(Round(name, opening.round, (), said, result))
         else:
             without = {known: reason for known, reason in said.items() if known not in result.included}
-            self.rounds.append(Round(name, number, result.included, without))
+            self.rounds.append(Round(name, opening.round, result.included, without))
         _tell(self.rounds[-1])
         return result
 
-    def spoilt(self, error: ValueError) -> Aborted:
+    def spoilt(self, error: ValueError | Aborted) -> Aborted:
         """The last round had a sum, but none that can be: no proof says that vectors are honest."""
-        aborted = Aborted("sum", str(error), revealed=True)
+        aborted = error if isinstance(error, Aborted) else Aborted("sum", str(error), revealed=True)
         self.rounds[-1] = replace(self.rounds[-1], included=(), aborted=aborted)
         _tell(self.rounds[-1])
         return aborted
+
+    def _ledger(self, settings: Settings) -> Ledger:
+        if self.ledger is None:
+            self.ledger = Ledger(settings.epsilon, settings.delta, UNIT)
+        return self.ledger
 
     def _count(self, name: str) -> int:
         """The number of this round of its task; in the context, where a second grid goes on from it."""
@@ -377,13 +415,14 @@ def _opened(reply: Message | Error, session: Session, name: str | None) -> list[
     return envelopes
 
 
-def _replies(result: Aggregate | Aborted, asked: list[Message], cohort: Cohort, plan: Plan) -> list[Message]:
+def _nothing(aborted: Aborted, asked: list[Message], cohort: Cohort) -> list[Message]:
+    """What the strategy gets where there is no sum: errors."""
+    none = _refusal(RemoteError(f"no sum in this round, the model stays as it was: {aborted}"))
+    return [Message(cohort.faults.get(m.metadata.dst_node_id, none), reply_to=m) for m in asked]
+
+
+def _replies(content: RecordDict, result: Aggregate, asked: list[Message], cohort: Cohort) -> list[Message]:
     """What the strategy gets: the mean for each node in the sum, an error for each other."""
-    if isinstance(result, Aborted):
-        none = _refusal(RemoteError(f"no sum in this round, the model stays as it was: {result}"))
-        return [Message(cohort.faults.get(m.metadata.dst_node_id, none), reply_to=m) for m in asked]
-    arrays, metrics, weights = plan.decode(result)
-    content = plan.reply(asked[0].content, arrays, metrics, weights / len(result.included))
     replies, included = [], set(result.included)
     for m in asked:
         node = m.metadata.dst_node_id

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fedavg.adapters.flower.records import (
     ENVELOPES,
     RECORD,
-    Plan,
+    Form,
     bytes_of,
     category,
     claim,
@@ -61,11 +61,12 @@ def secagg_mod(message: Message, context: Context, call_next: ClientAppCallable)
     kind = category(message)
 
     def make(instruction: RecordDict, opening: Opening, _: Site) -> NDArray[np.int64]:
-        plan = Plan.of(kind, instruction, opening.settings, len(opening.cohort))
-        if (plan.codec.length, plan.codec.bound) != (opening.length, opening.bound):
+        form = Form.of(kind, instruction, opening.settings)
+        codec = form.codec(opening.settings, len(opening.cohort), opening.plan, opening.instruction)
+        if (codec.length, codec.bound) != (opening.length, opening.bound):
             raise Refused("the instruction does not fit the round that was opened for it")
         message.content = instruction
-        return plan.encode(_replied(call_next(message, context)))
+        return form.encode(_replied(call_next(message, context)), codec)
 
     return take_part(message, context, make if kind in ("train", "evaluate") else None)
 
@@ -81,7 +82,7 @@ def take_part(
         return Message(_answered(message, context, make, terms), reply_to=message)
     except Refused as refused:
         code, reason = refused.code, str(refused)
-    except (RemoteError, ValueError) as error:  # `LocalError` is a ValueError
+    except (RemoteError, ValueError, ModuleNotFoundError) as error:  # `LocalError` is a ValueError
         code, reason = ErrorCode.MOD_FAILED_PRECONDITION, str(error)
     log.warning("secagg: %s", reason)
     _erase(context)
@@ -110,6 +111,7 @@ def _answered(message: Message, context: Context, make: Make | None, terms: Coll
         )
     kept = context.state.config_records.get(RECORD, ConfigRecord())
     journal = bytes_of(kept, "journal") if "journal" in kept else None
+    spent = bytes_of(kept, "ledger") if "ledger" in kept else None
     try:
         site = Site.of(context.node_config, str(context.node_id), journal)
     except ValueError as error:  # it may name files and rules of this site
@@ -121,10 +123,12 @@ def _answered(message: Message, context: Context, make: Make | None, terms: Coll
     if ours is not None:
         _erase(context)  # a round that was never finished
         opening = Opening.from_bytes_checked(bytes_of(ours, "opening"))
-        site.check(opening.settings, terms)
         if kept.get("terms") not in (None, _packed(opening, terms)):
             raise Refused("the settings are not those of this run's first round")
         session = opening.session(task(context, message), site.roster)
+        site.check(opening, session, terms)
+        if opening.plan is not None:
+            site.ledger(opening, spent).check(opening.plan)
         client = session.client(site.name, site.identity, policy=site.policy, journal=site.journal)
         sent = client.handle(Started())
     elif "snapshot" not in kept:
@@ -143,8 +147,14 @@ def _answered(message: Message, context: Context, make: Make | None, terms: Coll
     if instruction and client.result is None:
         if hash_instruction(instruction, message, context.run_config) != opening.instruction:
             raise Refused("the instruction is not the one that the round was opened for")
-        sent += client.handle(Input(_vector(instruction, opening, site, make)))
-    _keep(client, context, site, opening, _packed(opening, terms))
+        vector = _vector(instruction, opening, site, make)
+        if opening.plan is not None:
+            # Whether the sum comes about is not known here: what is sent is spent.
+            ledger = site.ledger(opening, spent)
+            ledger.reserve(session.task, opening.round, opening.plan)
+            spent = ledger.dump()
+        sent += client.handle(Input(vector))
+    _keep(client, context, site, opening, _packed(opening, terms), spent)
     return RecordDict({ENVELOPES: pack(sent)})
 
 
@@ -164,7 +174,9 @@ def _packed(opening: Opening, terms: Collection[str]) -> bytes:
     return msgspec.msgpack.encode([getattr(opening.settings, term) for term in terms])
 
 
-def _keep(client: ClientMachine, context: Context, site: Site, opening: Opening, terms: bytes) -> None:
+def _keep(
+    client: ClientMachine, context: Context, site: Site, opening: Opening, terms: bytes, spent: bytes | None
+) -> None:
     """Keep the client's state until the next message, or nothing if this was the last."""
     kept = ConfigRecord({"terms": terms})
     if client.result is None:
@@ -178,13 +190,15 @@ def _keep(client: ClientMachine, context: Context, site: Site, opening: Opening,
         log.warning("secagg: %s", client.result)
     if isinstance(site.journal, MemoryJournal):
         kept["journal"] = site.journal.dump()
+        if spent is not None:
+            kept["ledger"] = spent
     context.state[RECORD] = kept
 
 
 def _erase(context: Context) -> None:
-    """Forget the round, but not which rounds were answered, and on what terms."""
+    """Forget the round, but not which rounds were answered, on what terms, and what they cost."""
     kept = context.state.config_records.get(RECORD, ConfigRecord())
-    left = ConfigRecord({k: v for k, v in kept.items() if k in ("journal", "terms")})
+    left = ConfigRecord({k: v for k, v in kept.items() if k in ("journal", "ledger", "terms")})
     if left:
         context.state[RECORD] = left
     elif RECORD in context.state:

@@ -13,8 +13,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from numpy.typing import NDArray
 
 from fedavg.adapters.opening import Settings, read_ranges
-from fedavg.codec import Codec
+from fedavg.codec import Codec, PrivateCodec
 from fedavg.params import Arrays, Layout
+from fedavg.privacy import Plan
 from protocols.errors import LocalError, RemoteError
 from protocols.machine import Aggregate
 from protocols.session import Session
@@ -26,6 +27,8 @@ log = logging.getLogger("flwr.secagg")
 
 RECORD = "secagg"
 """Our record in a message (the opening of a round, a question, an answer) and in a state."""
+
+AnyCodec = Codec | PrivateCodec
 
 ENVELOPES = "secagg.envelopes"
 """The record of the protocol's envelopes in a message."""
@@ -97,8 +100,8 @@ def bytes_of(record: ConfigRecord, key: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How replies to one instruction travel; the same at the server and at each node.
+class Form:
+    """What is in replies to one instruction; the same at the server and at each node.
 
     `arrays` are the instruction's, in its record `name` (none for an evaluation): a reply's travel as the
     change from them. `metrics` have their public ranges.
@@ -110,15 +113,13 @@ class Plan:
     arrays: tuple[NDArray[Any], ...]
     layout: Layout
     metrics: Mapping[str, tuple[float, float]]
-    codec: Codec
 
     @classmethod
-    def of(cls, kind: str, instruction: RecordDict, settings: Settings, clients: int) -> Plan:
-        """The plan for so many nodes to "train" or "evaluate". Raises `LocalError` if there can be none."""
+    def of(cls, kind: str, instruction: RecordDict, settings: Settings) -> Form:
+        """The form for "train" or "evaluate". Raises `LocalError` if there can be none."""
         if kind == "evaluate":
             metrics = read_ranges(settings.evaluate_metrics)
-            codec = settings.codec(0, metrics, clients)
-            return cls("", settings.weight_key, (), (), Layout((), ()), metrics, codec)
+            return cls("", settings.weight_key, (), (), Layout((), ()), metrics)
         records = instruction.array_records
         if len(records) != 1:
             raise LocalError(f"instruction: expected one ArrayRecord to train on, got {len(records)}")
@@ -127,12 +128,19 @@ class Plan:
         layout, metrics = Layout.of(arrays), read_ranges(settings.train_metrics)
         if not layout.dim:
             raise LocalError("instruction: there is no array of floats in it to average")
-        codec = settings.codec(layout.dim, metrics, clients)
-        return cls(name, settings.weight_key, tuple(record), arrays, layout, metrics, codec)
+        return cls(name, settings.weight_key, tuple(record), arrays, layout, metrics)
 
-    def encode(self, reply: RecordDict) -> NDArray[np.int64]:
+    def plan(self, settings: Settings, without: Session) -> Plan:
+        """The noise of a round whose session `without` it would be this; see `Settings.plan`."""
+        return settings.plan(self.layout.dim, len(self.metrics), without)
+
+    def codec(self, settings: Settings, clients: int, plan: Plan | None, instruction: bytes) -> AnyCodec:
+        """How the replies of so many nodes to an instruction of this hash travel, with a plan's noise."""
+        return settings.codec(self.layout.dim, self.metrics, clients, plan, instruction)
+
+    def encode(self, reply: RecordDict, codec: AnyCodec) -> NDArray[np.int64]:
         """A node's reply as integers. The errors (`ValueError`) may tell what is private: for its own log."""
-        update = self._update(reply) if self.arrays else np.zeros(0)
+        update = self._update(reply, codec) if self.arrays else np.zeros(0)
         numbers = _numbers(reply)
         missing = [name for name in (self.weight_key, *self.metrics) if name not in numbers]
         if missing:
@@ -141,9 +149,11 @@ class Plan:
         if withheld:
             log.info("secagg: without a range in the settings, and so not sent: %s", ", ".join(withheld))
         weight: Any = numbers[self.weight_key]  # the codec refuses what is no integer
-        return self.codec.encode(update, weight, system, [numbers[m] for m in self.metrics])
+        if isinstance(codec, PrivateCodec):  # a weight too large would tell by a node's absence
+            weight = min(weight, codec.max_weight)
+        return codec.encode(update, weight, system, [numbers[m] for m in self.metrics])
 
-    def _update(self, reply: RecordDict) -> NDArray[np.float64]:
+    def _update(self, reply: RecordDict, codec: AnyCodec) -> NDArray[np.float64]:
         records = list(reply.array_records.values())
         if len(records) != 1 or tuple(records[0]) != self.keys:
             raise ValueError("reply: expected one ArrayRecord with the keys that the server sent")
@@ -154,15 +164,18 @@ class Plan:
             raise ValueError(f"reply: expected {self.layout.describe()}; got {found.describe()}")
         change = found.flatten(after)
         change -= self.layout.flatten(self.arrays)
-        if self.codec.clips(change):
+        if codec.clips(change):
             log.warning("secagg: this node's update is longer than the clipping norm: it is cut")
         return change
 
-    def decode(self, result: Aggregate) -> tuple[Arrays, dict[str, float], int]:
-        """The mean of the arrays, the means of the metrics, the sum of the weights."""
+    def decode(self, result: Aggregate, codec: AnyCodec) -> tuple[Arrays, dict[str, float], int]:
+        """The mean of the arrays, the means of the metrics, the sum of the weights.
+
+        Raises `ValueError`, or with noise `Aborted`, for a sum that nothing can be made of.
+        """
         included = len(result.included)
-        mean, weights = self.codec.decode(result.sum, included)
-        metrics = dict(zip(self.metrics, self.codec.decode_metrics(result.sum, included), strict=True))
+        mean, weights = codec.decode(result.sum, included)
+        metrics = dict(zip(self.metrics, codec.decode_metrics(result.sum, included), strict=True))
         if not self.arrays:
             return [], metrics, weights
         mean += self.layout.flatten(self.arrays)

@@ -39,7 +39,7 @@ from fedavg.statistics import (
     to_bytes,
 )
 from fedavg.table import read_table
-from protocols.errors import Aborted
+from protocols.errors import Aborted, LocalError
 
 QUERY = "query"
 _KIND = "query.statistics"
@@ -95,8 +95,11 @@ def ask(
             time.sleep(0.5)
         like = Message(RecordDict({QUERY: ConfigRecord({"query": to_bytes(query)})}), nodes[0], _KIND)
         settings = grid.settings(len(nodes))
+        if settings.epsilon:
+            raise LocalError(f"statistics have no noise: expected no {PREFIX}epsilon in the configuration")
         cohort, most = grid.gather(nodes, like, settings), settings.max_records
-        total = grid.sum(like, cohort, settings, length(query), bound(query, most), timeout)
+        opening = grid.open(like, cohort, settings, length(query), bound(query, most))
+        total = grid.sum(like, cohort, opening, timeout)
         if isinstance(total, Aborted):
             results.append(total)
             continue

@@ -33,7 +33,7 @@ if find_spec("flwr"):
     from flwr.supercore.task_identity import TaskIdentity
 
     from fedavg.adapters.flower import SecAggGrid, secagg_mod
-    from fedavg.adapters.flower.records import Plan
+    from fedavg.adapters.flower.records import Form
     from fedavg.adapters.opening import LEARNING_TERMS, STATISTICS_TERMS, Settings
     from protocols.roster import generate_party, write_roster
 
@@ -279,8 +279,8 @@ if find_spec("flwr"):
             before = {k: a.numpy() for k, a in record.items()}
             weights = sum(map(weight, wanted))
             settings = Settings.of(self.config)
-            plan = Plan.of("train", RecordDict({"arrays": record}), settings, len(replies))
-            error = plan.codec.error(len(wanted), weights)
+            form = Form.of("train", RecordDict({"arrays": record}), settings)
+            error = form.codec(settings, len(replies), None, b"").error(len(wanted), weights)
             changed = {n: trained(n, before) for n in wanted}
             for node in wanted:
                 content = replies[node].content

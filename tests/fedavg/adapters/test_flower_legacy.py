@@ -265,7 +265,7 @@ def test_arguments_that_are_wrong(options: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"clipping_range": 0.0}, "clipping_norm"), ({"max_weight": 0}, "max_weight"),
+        ({"clipping_range": 0.0}, "clipping_norm"), ({"max_weight": -1}, "max_weight"),
         ({"quantization_range": 1 << 33}, "bits"), ({"threat_model": "malicious"}, "not offered|identities"),
         ({"evaluate_metrics": "loss"}, "metrics: expected"), ({"timeout": -1.0}, "timeout"),
         ({"clipping": 1.0}, "unknown field `clipping`")

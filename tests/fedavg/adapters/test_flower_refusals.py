@@ -347,7 +347,7 @@ def test_settings_are_refused_early(flower: Any, config: dict[str, Any], said: s
     [
         ({"secagg-protocol": "secagg++"}, "protocol: expected one of"),
         ({"secagg-threat-model": "malicious"}, "needs identities that were agreed on"),
-        ({"secagg-max-weight": 0}, "max_weight: expected an integer from 1"),
+        ({"secagg-max-weight": -1}, "max_weight: expected an integer from 1"),
         ({"secagg-clipping-norm": -1.0}, "clipping_norm: expected a positive number"),
     ],
 )

@@ -244,9 +244,8 @@ def test_a_query_that_is_none(tables: Any, record: Any) -> None:
     play = tables()
     like = Message(RecordDict({QUERY: ConfigRecord(record)}), 101, "query.statistics")
     settings = play.secure.settings(5)
-    result = play.secure.sum(
-        like, play.secure.gather(play.nodes, like, settings), settings, 1, MOST + 1, None
-    )
+    cohort = play.secure.gather(play.nodes, like, settings)
+    result = play.secure.sum(like, cohort, play.secure.open(like, cohort, settings, 1, MOST + 1), None)
     assert isinstance(result, Aborted)
     assert len(play.secure.rounds[-1].dropped) == 5
 
@@ -259,7 +258,8 @@ def test_a_query_that_does_not_fit_its_round(tables: Any, length: int, bound: in
     like = Message(content, 101, "query.statistics")
     settings = play.secure.settings(5)
     cohort = play.secure.gather(play.nodes, like, settings)
-    assert isinstance(play.secure.sum(like, cohort, settings, length, bound, None), Aborted)
+    opening = play.secure.open(like, cohort, settings, length, bound)
+    assert isinstance(play.secure.sum(like, cohort, opening, None), Aborted)
     assert not list(Path(play.grid.contexts[101].node_config["secagg-table"]).parent.glob("*.budget"))
 
 

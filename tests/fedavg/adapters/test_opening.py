@@ -41,20 +41,28 @@ OTHERS: dict[str, Any] = {
     "protocol": "secagg+", "threat_model": MALICIOUS, "corrupted": 0.25, "dropout": 0.0, "min_included": 7,
     "degree": 16, "threshold": 9, "clipping_norm": 1.5, "norm": "max", "max_weight": 3, "bits": 8,
     "ring_bits": 40, "train_metrics": "loss:0:10", "evaluate_metrics": "a:0:1,b:-1:1",
-    "weight_key": "n", "max_records": 9, "timeout": 5.0,
+    "weight_key": "n", "max_records": 9, "timeout": 5.0, "delta": 1e-6, "rounds": 30,
 }  # fmt: skip
 
 
 def test_every_key() -> None:
-    assert set(OTHERS) == set(Settings.__struct_fields__)
+    assert set(OTHERS) | {"epsilon"} == set(Settings.__struct_fields__)
     config = {f"secagg-{name.replace('_', '-')}": value for name, value in OTHERS.items()}
     foreign = {"learning-rate": 0.1, "secagg": 7, "num-server-rounds": 3, "secagg-roster": "/a/roster"}
     found = Settings.of(config | foreign)
-    assert msgspec.to_builtins(found) == OTHERS
+    assert msgspec.to_builtins(found) == OTHERS | {"epsilon": 0.0}
     for name, value in OTHERS.items():
         one = Settings.of({f"secagg-{name.replace('_', '-')}": value})
         assert getattr(one, name) == value
         assert msgspec.structs.replace(one, **{name: getattr(Settings(), name)}) == Settings()
+
+
+def test_noise_makes_weights_alike() -> None:
+    """Unless a largest one is named: else a usual hospital's update would be lost in the noise."""
+    noisy = {"secagg-epsilon": 3.0, "secagg-rounds": 10}
+    assert Settings.of(noisy).max_weight == 1
+    assert Settings.of(noisy | {"secagg-max-weight": 500}).max_weight == 500
+    assert (Settings.of(noisy).epsilon, Settings.of(noisy).delta) == (3.0, 1e-5)
 
 
 def test_defaults_are_for_what_is_not_configured() -> None:
