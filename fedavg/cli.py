@@ -348,6 +348,14 @@ def _partition(data: Any, names: list[str], partition: str, alpha: float, seed: 
     help="With --epsilon: the chance of a record to be in a round, kept secret.  [default: 1]",
 )  # fmt: skip
 @click.option(
+    "--turns", type=click.IntRange(1), default=1, show_default=True,
+    help="With --epsilon: only so many-th of the records are in a round, in turns.",
+)  # fmt: skip
+@click.option(
+    "--turns-of", type=click.Choice(("records", "hospitals")), default="records", show_default=True,
+    help="With --turns: whether each hospital's records take turns, or the hospitals do.",
+)  # fmt: skip
+@click.option(
     "--clip-quantile", type=float,
     help="With --epsilon: move the clipping norm so that this part of the records stays below it.",
 )  # fmt: skip
@@ -407,10 +415,11 @@ def train(**o: Any) -> None:
             part = _partition(data, names, o["partition"], o["alpha"], o["seed"])
             cli_private.train(data, kind, o, agreed, dropouts, part, _progress)
             return
-        if o["state"] or o["colluding"] or o["ranges"] or not o["clip_quantile"] is o["sampling"] is None:
-            raise ValueError(
-                "--state, --colluding, --range, --clip-quantile and --sampling go with --epsilon"
-            )
+        given = click.get_current_context().get_parameter_source
+        for name in ("state", "colluding", "ranges", "clip_quantile", "sampling", "turns", "turns_of"):
+            if given(name) is not click.core.ParameterSource.DEFAULT:
+                option = "range" if name == "ranges" else name.replace("_", "-")
+                raise ValueError(f"--{option} goes with --epsilon")
         rate = 0.05 if o["learning_rate"] is None else o["learning_rate"]
         norm = 4.0 if o["clipping_norm"] is None else o["clipping_norm"]
         settings = FedAvg(
@@ -518,6 +527,14 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 @click.option(
     "--sampling", default=1.0, show_default=True, help="Chance of a record to be in a round, kept secret."
 )
+@click.option(
+    "--turns", default=1, show_default=True, type=click.IntRange(1),
+    help="Each contribution is in every such round only, in turns.",
+)  # fmt: skip
+@click.option(
+    "--dataset", type=click.Choice(("breast-cancer", "diabetes")),
+    help="Train on it for every epsilon, and show what is left of the accuracy.",
+)  # fmt: skip
 @click.option("--bits", type=click.IntRange(4, 64), help="Of the ring.  [default: the fewest that do]")
 @click.option(
     "--audit", is_flag=True,
@@ -530,7 +547,10 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--picture", type=_FILE, help="Draw error against epsilon, for other rounds and cohorts too.")
 def privacy(**o: Any) -> None:
-    """Plan differential privacy: what noise a guarantee takes, how many bits, and what error is left."""
+    """Plan differential privacy: what noise a guarantee takes, how many bits, and what error is left.
+
+    With --dataset, what accuracy is left too, after training on it.
+    """
     with _clear_errors():
         from fedavg import cli_private, pictures
 
@@ -539,6 +559,9 @@ def privacy(**o: Any) -> None:
             raise ValueError("--canaries goes with --audit")
         if o["audit"]:
             cli_private.audits(o, _progress)
+            return
+        if o["dataset"] is not None:
+            cli_private.tries(o, _partition, _progress)
             return
         found = cli_private.plans(o)
         if o["picture"] is not None:

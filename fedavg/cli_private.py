@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import click
 
 from fedavg import pictures
 from fedavg.audit import audit
-from fedavg.datasets import Dataset
+from fedavg.datasets import DATASETS, Dataset
 from fedavg.experiment import PrivateOutcome, make_model, run_private
 from fedavg.ledger import Ledger
 from fedavg.privacy import Plan, plan
 from fedavg.private import UNIT, PrivateSGD
+from fedavg.turns import heaviest
 
+EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
+RATES = {"linear": 0.2, "logistic": 2.0, "mlp": 2.0}
 _WITHOUT = ("epochs", "batch_size", "equal_weights", "bits", "tolerance")
 
 
@@ -53,10 +57,11 @@ def train(
     data = _with_ranges(data, o["ranges"])
     rate, norm = o["learning_rate"], o["clipping_norm"]
     if rate is None:
-        rate = 0.2 if kind == "linear" else 2.0
+        rate = RATES[kind]
     settings = PrivateSGD(
         make_model(kind, data), o["rounds"], rate, clipping_norm=1.0 if norm is None else norm,
-        quantile=o["clip_quantile"], sampling=1.0 if o["sampling"] is None else o["sampling"], seed=o["seed"],
+        quantile=o["clip_quantile"], sampling=1.0 if o["sampling"] is None else o["sampling"],
+        turns=o["turns"], turns_of=o["turns_of"], seed=o["seed"],
     )  # fmt: skip
     outcome = run(
         data, part, settings, agreed, dropouts, o["epsilon"], o["delta"], o["seed"], progress=progress,
@@ -182,6 +187,11 @@ def show(outcome: PrivateOutcome, title: str) -> None:
             f"more: epsilon {ledger.spent_if_seen:.4g}.",
             highlight=False,
         )
+    if found_plan.turns > 1:
+        console.print(
+            f"In each round are those whose turn it is, one in {found_plan.turns}. {_running(found_plan)}",
+            highlight=False,
+        )
     console.print(_noise(found_plan), highlight=False)
     console.print(
         f"{done} of {len(outcome.rounds)} rounds gave a sum, of {_included(outcome)} hospitals; "
@@ -201,6 +211,16 @@ def _noise(found: Plan) -> str:
         f"Noise multiplier {found.noise_multiplier:.3g}; {found.bits} bits an entry; mean squared error "
         f"{(found.error / found.central) ** 2:.4f} times that of Gaussian noise at a trusted server; "
         f"{max(found.wraps):.2g} entries of a sum expected to wrap."
+    )
+
+
+def _running(found: Plan) -> str:
+    """What correlated noise gains; a mean of contributions is by their number in each case."""
+    independent = found.error * sqrt(heaviest((1,), found.turns, found.rounds) * (found.rounds + 1) / 2)
+    independent /= sqrt(heaviest(found.weights, found.turns, found.rounds))
+    return (
+        f"Noise cancels in running totals: their error is {found.running_error / independent:.2f} times what "
+        "it would be with independent noise in each round."
     )
 
 
@@ -226,8 +246,9 @@ def plans(o: Mapping[str, Any]) -> list[Plan]:
         plan(
             o["dim"], o["clipping_norm"], o["hospitals"], epsilon, o["delta"], rounds=o["rounds"],
             records=o["max_records"], colluding=o["colluding"], bits=o["bits"], sampling=o["sampling"],
+            turns=o["turns"],
         )
-        for epsilon in o["epsilon"] or (0.5, 1.0, 2.0, 4.0, 8.0)
+        for epsilon in o["epsilon"] or EPSILONS
     ]  # fmt: skip
 
 
@@ -261,6 +282,75 @@ def show_plans(found: list[Plan]) -> None:
         "mean. Wraps: entries of a sum expected to, if all contributions are alike.",
         highlight=False,
     )
+    if one.turns > 1:
+        console.print(
+            f"One in {one.turns} contributes in a round, and counts {', '.join(map(str, one.weights))} in it "
+            f"and in those after; errors are for a count of 1. {_running(one)}",
+            highlight=False,
+        )
+
+
+def tries(o: Mapping[str, Any], partition: Any, progress: Any) -> None:
+    """Train on a data set of the library for every epsilon, and show what accuracy is left."""
+    from rich import box
+    from rich.table import Table
+
+    given = click.get_current_context().get_parameter_source
+    for name in ("max_records", "dim", "bits"):
+        if given(name) is not click.core.ParameterSource.DEFAULT:
+            raise ValueError(f"--{name.replace('_', '-')} does not go with --dataset: it follows from it")
+    data = DATASETS[o["dataset"]]()
+    kind = "logistic" if data.classes else "linear"
+    width = len(str(o["hospitals"]))
+    names = [f"hospital-{i:0{width}}" for i in range(1, o["hospitals"] + 1)]
+    settings = PrivateSGD(
+        make_model(kind, data), o["rounds"], RATES[kind], clipping_norm=o["clipping_norm"],
+        sampling=o["sampling"], turns=o["turns"], seed=o["seed"],
+    )  # fmt: skip
+    found = []
+    with progress(trainings=len(o["epsilon"] or EPSILONS)) as tell:
+        for done, epsilon in enumerate(o["epsilon"] or EPSILONS, 1):
+            found.append(
+                run_private(
+                    data,
+                    partition(data, names, "dirichlet", 0.5, o["seed"]),
+                    settings,
+                    {"dropout": 0.0},
+                    lambda _: {},
+                    Ledger(epsilon, o["delta"], UNIT),
+                    seed=o["seed"],
+                    colluding=o["colluding"],
+                )
+            )
+            tell("trainings", done, len(o["epsilon"] or EPSILONS))
+    if o["picture"] is not None:
+        pictures.tradeoff(found, f"{data.name}, {len(names)} hospitals, {o['rounds']} rounds", o["picture"])
+    if o["as_json"]:
+        click.echo(json.dumps([_summary(outcome) for outcome in found], indent=2))
+        return
+    first, second = found[0].metrics
+    title = f"{data.name}, {kind}, {len(names)} hospitals, {o['rounds']} rounds, delta {o['delta']:g}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for column in ("epsilon", "noise multiplier", "bits", "error of the sum", first, second):
+        table.add_column(column, justify="right")
+    for outcome in found:
+        p, last = outcome.plan, outcome.scores[-1]
+        table.add_row(
+            f"{p.epsilon:g}", f"{p.noise_multiplier:.3g}", str(p.bits), f"{p.error:.4g}",
+            f"{last.first:.4f}", f"{last.second:.4f}",
+        )  # fmt: skip
+    plain = found[0].plain_scores[-1]
+    table.add_row("without noise", "", "", "", f"{plain.first:.4f}", f"{plain.second:.4f}")
+    console = _console()
+    console.print()
+    console.print(table)
+    console.print(
+        f"Protected: {UNIT}. Tested on {found[0].test_size} records, after one training each: another seed "
+        "gives other digits.",
+        highlight=False,
+    )
+    if o["picture"] is not None:
+        click.echo(f"Picture: {o['picture']}")
 
 
 def audits(o: Mapping[str, Any], progress: Any) -> None:
@@ -269,7 +359,9 @@ def audits(o: Mapping[str, Any], progress: Any) -> None:
     from rich.table import Table
 
     given = click.get_current_context().get_parameter_source
-    for name in ("max_records", "dim", "rounds", "colluding", "bits", "sampling", "picture"):
+    for name in (
+        "max_records", "dim", "rounds", "colluding", "bits", "sampling", "turns", "dataset", "picture"
+    ):  # fmt: skip
         if given(name) is not click.core.ParameterSource.DEFAULT:
             raise ValueError(f"--{name.replace('_', '-')} does not go with --audit")
     epsilons, canaries = o["epsilon"] or (1.0, 4.0), o["canaries"] or 2000

@@ -29,6 +29,7 @@ from fedavg.params import Floats
 from fedavg.privacy import Plan
 from fedavg.quantize import round_stochastically
 from fedavg.rotate import rotate, unrotate
+from fedavg.turns import Sender
 from protocols.errors import Aborted
 from secagg.labels import Label
 from secagg.noise import rounding
@@ -272,11 +273,12 @@ class PrivateCodec:
         return rounding(self.plan.grid_bits, self.plan.rounding).round(values, rng(SEED_BYTES))
 
     def encode_records(
-        self, updates: Floats, rng: Rng = system, metrics: Floats | None = None
+        self, updates: Floats, rng: Rng = system, metrics: Floats | None = None, sender: Sender | None = None
     ) -> NDArray[np.int64]:
         """The sum of what each record contributes, encoded one by one: a row of `updates`, and of `metrics`.
 
-        Raises `ValueError` as `encode` does, or for more records than the plan is for.
+        Where records take turns, `sender` adds what is sent of those whose turn was before. Raises
+        `ValueError` as `encode` does, or for more records than the plan is for.
         """
         updates = np.asarray(updates)
         if updates.ndim != 2 or len(updates) > self.plan.records:
@@ -287,7 +289,7 @@ class PrivateCodec:
         total = np.zeros(self.length, np.int64)
         for update, row in zip(updates, rows, strict=True):
             total += self._on_grid(update, 1, rng, row)
-        return self._to_integers(total, rng)
+        return self._to_integers(total if sender is None else sender.send(total), rng)
 
     def encode_sparse(self, entries: NDArray[np.int64], value: float, rng: Rng = system) -> NDArray[np.int64]:
         """The sum of records each of which has `value` in one of `entries` and zeros elsewhere."""
@@ -313,6 +315,21 @@ class PrivateCodec:
             f"rounding: no result within the norm in {_TRIES} tries; this plan is not for such updates"
         )
 
+    def sums(self, total: NDArray[Any]) -> Floats:
+        """The noisy sum of `length` entries: of updates, of metrics' places, and of weights.
+
+        An update times its weight, a metric's place from -1 to 1 times the weight, and the weight. Raises
+        `ValueError` for a sum that is none of this codec.
+        """
+        total = np.asarray(total)
+        if total.shape != (self.length,) or total.dtype.kind != "i":
+            raise ValueError(
+                f"sum: expected {self.length} centred integers, got {total.dtype} of shape {total.shape}"
+            )
+        back = unrotate(total / self.plan.scale, self.seed) * self.max_weight
+        back[self.dim :] /= EXTRA * self.clipping_norm
+        return back
+
     def decode(self, total: NDArray[Any], included: int) -> tuple[Floats, int]:
         """The weighted mean of the `included` updates, with noise, and the sum of weights, rounded.
 
@@ -325,24 +342,19 @@ class PrivateCodec:
     def decode_metrics(self, total: NDArray[Any], included: int) -> list[float]:
         """The weighted mean of each metric, with noise: possibly outside its range."""
         back, _ = self._mean(total, included)
-        places = back[self.dim : self.dim + len(self.metrics)] / (EXTRA * self.clipping_norm)
+        places = back[self.dim : self.dim + len(self.metrics)]
         return [
             float(low + (high - low) * (place + 1.0) / 2.0)
             for place, (low, high) in zip(places, self.metrics, strict=True)
         ]
 
     def _mean(self, total: NDArray[Any], included: int) -> tuple[Floats, float]:
-        total = np.asarray(total)
-        if total.shape != (self.length,) or total.dtype.kind != "i":
-            raise ValueError(
-                f"sum: expected {self.length} centred integers, got {total.dtype} of shape {total.shape}"
-            )
+        back = self.sums(total)
         if included < 1:
             raise ValueError(f"sum: expected at least one contribution, got {included}")
-        back = unrotate(total / self.plan.scale, self.seed) * self.max_weight
         weights = float(included)
         if self.weighted:
-            weights = float(back[-1]) / (EXTRA * self.clipping_norm)
+            weights = float(back[-1])
             if not weights > 0:
                 raise Aborted("sum", "the noisy sum of weights is not positive", revealed=True)
         return back / weights, weights

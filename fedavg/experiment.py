@@ -214,7 +214,7 @@ def run_private(
 
     alone = {}
     for done, name in enumerate(hospitals, 1):
-        alone[name] = judge(settings.without_noise({name: hospitals[name]})[-1])
+        alone[name] = judge(replace(settings, turns=1).without_noise({name: hospitals[name]})[-1])
         tell("each hospital alone", done, len(hospitals))
     plain = [judge(params) for params in settings.without_noise(hospitals)]
     tell("without noise", 1, 1)

@@ -15,6 +15,8 @@ for the same data.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -32,7 +34,8 @@ class Release(msgspec.Struct, frozen=True):
     """One sum with noise: it was `mu`-GDP, with the noise of `honest` of `included` clients.
 
     Not `completed` if it was aborted after a reveal, or never heard of again. Not `bounded` if it had less
-    noise than it should: what it told, nobody knows.
+    noise than it should: what it told, nobody knows. Where contributions take turns, `counts` says by which
+    factor it told more of those of each turn.
     """
 
     task: str
@@ -43,6 +46,7 @@ class Release(msgspec.Struct, frozen=True):
     completed: bool
     bounded: bool = True
     sampling: float = 1.0
+    counts: tuple[int, ...] = ()
 
 
 class _Content(msgspec.Struct, forbid_unknown_fields=True):
@@ -94,19 +98,19 @@ class Ledger:
         """The same against who sees which records were sampled in each round."""
         if not all(release.bounded for release in self.releases):
             return inf
-        return epsilon_of(composed(release.mu for release in self.releases), self.delta)
+        return epsilon_of(composed(mu for mu, _ in _costs(self.releases)), self.delta)
 
-    def _epsilon(self, *more: tuple[float, float]) -> float:
+    def _epsilon(self, *more: Release) -> float:
         if not all(release.bounded for release in self.releases):
             return inf
-        spent = [*((release.mu, release.sampling) for release in self.releases), *more]
+        spent = _costs([*self.releases, *more])
         if all(sampling == 1.0 for _, sampling in spent):
             return epsilon_of(composed(mu for mu, _ in spent), self.delta)
         return epsilon_sampled(spent, self.delta)
 
-    def check(self, plan: Plan) -> None:
-        """Raise `BudgetSpent` if a further round would go beyond the budget. A hair beyond is rounding."""
-        after = self._epsilon((plan.mu, plan.sampling))
+    def check(self, task: str, round: int, plan: Plan) -> None:
+        """Raise `BudgetSpent` if this round would go beyond the budget. A hair beyond is rounding."""
+        after = self._epsilon(_planned(task, round, plan))
         if after > self.epsilon * (1 + 1e-6):
             raise BudgetSpent(
                 f"privacy: epsilon {self.spent:.4g} of {self.epsilon:g} is spent, and another round would "
@@ -115,8 +119,8 @@ class Ledger:
 
     def reserve(self, task: str, round: int, plan: Plan) -> None:
         """Charge a round of `plan` before it begins; `BudgetSpent` if that would go beyond the budget."""
-        self.check(plan)
-        self.charge(Release(task, round, plan.mu, 0, 0, False, True, plan.sampling))
+        self.check(task, round, plan)
+        self.charge(_planned(task, round, plan))
 
     def settle(self, result: Aggregate | Aborted, plan: Plan) -> None:
         """Say what became of the round that was reserved last; before its sum is used.
@@ -170,7 +174,10 @@ class Ledger:
             found = msgspec.json.decode(data, type=_Content)
         except msgspec.MsgspecError as error:
             raise ValueError(f"{name}: expected a ledger of privacy, got something else: {error}") from None
-        if any(not (0 < r.mu <= 1e6 and 0 < r.sampling <= 1) for r in found.releases):
+        if any(
+            not (0 < r.mu <= 1e6 and 0 < r.sampling <= 1 and all(0 <= c < 1 << 32 for c in r.counts))
+            for r in found.releases
+        ):
             raise ValueError(f"{name}: expected a ledger of privacy, a release has an impossible cost")
         mine, theirs = (self.epsilon, self.delta, self.unit), (found.epsilon, found.delta, found.unit)
         if mine != theirs:
@@ -188,3 +195,26 @@ class Ledger:
             os.fsync(file.fileno())
         beside.replace(path)
         self._known = data
+
+
+def _planned(task: str, round: int, plan: Plan) -> Release:
+    """What a round costs if nothing more is heard of it."""
+    counts = plan.counts(round) if plan.turns > 1 else ()
+    return Release(task, round, plan.mu, 0, 0, False, True, plan.sampling, counts)
+
+
+def _costs(releases: Iterable[Release]) -> list[tuple[float, float]]:
+    """(mu, chance to be in it) of each release; of those in which contributions take turns, of all together.
+
+    Who shares a turn is known within a task only: of each task, the turn of which most was told counts.
+    """
+    costs, by_turn = [], defaultdict[tuple[str, int], list[Release]](list)
+    for release in releases:
+        if release.counts:
+            by_turn[release.task, len(release.counts)].append(release)
+        else:
+            costs.append((release.mu, release.sampling))
+    for (_, turns), theirs in by_turn.items():
+        told = (composed(r.mu * r.counts[turn] for r in theirs) for turn in range(turns))
+        costs.append((max(told), 1.0))
+    return costs

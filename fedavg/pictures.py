@@ -159,6 +159,25 @@ def private_curves(outcome: PrivateOutcome, title: str, path: Path) -> None:
     _save(figure, path)
 
 
+def tradeoff(outcomes: Sequence[PrivateOutcome], title: str, path: Path) -> None:
+    """First metric on the test set against epsilon, and without noise."""
+    figure, axes = _figure(7.0, 4.4)
+    epsilons = [o.plan.epsilon for o in outcomes]
+    axes.plot(
+        epsilons, [o.scores[-1].first for o in outcomes], color=_INK["secure"], marker="o", ms=4, lw=1.6,
+        label="with the guarantee",
+    )  # fmt: skip
+    axes.axhline(outcomes[0].plain_scores[-1].first, color=_INK["plain"], lw=2, label="without noise")
+    axes.set_xscale("log")
+    axes.set_xticks(epsilons, [f"{e:g}" for e in epsilons])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("epsilon")
+    axes.set_ylabel(f"{outcomes[0].metrics[0]} on the test set")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
 def privacy(curves: Mapping[str, Sequence[Plan]], path: Path) -> None:
     """Error against epsilon: a curve for every setting, and a trusted server's beneath it."""
     figure, axes = _figure(7.0, 4.4)

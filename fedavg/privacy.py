@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fedavg.turns import heaviest, spread, weight, weights
 from protocols.errors import Infeasible
 from protocols.xnoise import OVERSHOOT, SMOOTH, Noisy
 from secagg.noise import FAMILIES, VARIANCES, Family, noise
@@ -255,6 +256,9 @@ class Plan:
     variance   of the honest clients' noise in an entry of the sum, in integers squared
     mu         one round is mu-GDP, for what is in it
     sampling   the chance of a contribution to be in a round: a coin that nobody else sees
+    turns, weights
+               each contribution is in every `turns`-th round, and counts that much in it and in those after:
+               see `fedavg.turns`. `mu`, `error` and `central` are then for a weight of 1
     bits       width of the ring
     error      root mean squared error of an entry of the *sum*, if all take part and updates are aligned
     central    the same of Gaussian noise added by a trusted server with the same guarantee
@@ -281,11 +285,22 @@ class Plan:
     central: float
     wraps: tuple[float, float]
     sampling: float = 1.0
+    turns: int = 1
+    weights: tuple[int, ...] = (1,)
 
     @property
     def noise_multiplier(self) -> float:
         """Of the Gaussian mechanism with the same guarantee: its deviation over the clipping norm."""
         return 1.0 / self.mu
+
+    @property
+    def running_error(self) -> float:
+        """Root mean squared error of an entry of the running total of all rounds' sums, over rounds."""
+        return self.error * spread(self.weights, self.rounds)
+
+    def counts(self, round: int) -> tuple[int, ...]:
+        """What those of each turn count in a round: it is count * `mu`-GDP for them."""
+        return tuple(weight(self.weights, self.turns, turn, round) for turn in range(self.turns))
 
     @property
     def grid_bits(self) -> int:
@@ -303,8 +318,9 @@ class Plan:
         That is for contributions of `norm_squared` at most, if at least `least` clients are in a sum. What it
         says of errors is not looked at. Only for Skellam noise, and sums of all contributions.
         """
-        if (self.family, self.sampling) != ("skellam", 1.0) or self.rounding not in (0, *ROUNDINGS):
-            raise ValueError("plan: expected Skellam noise, a known rounding, and no sampling")
+        everybody = (self.sampling, self.turns, self.weights) == (1.0, 1, (1,))
+        if self.family != "skellam" or not everybody or self.rounding not in (0, *ROUNDINGS):
+            raise ValueError("plan: expected Skellam noise, a known rounding, and no sampling or turns")
         if not (0 < self.scale < inf and 0 < self.variance < inf and self.norm_squared >= 1):
             raise ValueError("plan: expected a positive scale, variance and norm")
         if not 0 <= self.colluding < least <= self.cohort or self.rounds < 1:
@@ -331,7 +347,7 @@ class Plan:
     @property
     def bound(self) -> int:
         """Every integer that a client sums up is below this, in absolute value."""
-        largest = self.records * isqrt(self.norm_squared) >> self.grid_bits
+        largest = self.weights[0] * self.records * isqrt(self.norm_squared) >> self.grid_bits
         return largest + 2 + (_REACH if self.rounding else 0)
 
     @property
@@ -344,6 +360,7 @@ def plan(
     dim: int, clipping_norm: float, cohort: int, epsilon: float, delta: float, *, rounds: int = 1,
     records: int = 1, colluding: int = 0, least: int | None = None, bits: int | None = None,
     family: Family = "skellam", parts: int = 8, analysis: Analysis = "best", sampling: float = 1.0,
+    turns: int = 1, momentum: float = 0.0,
 ) -> Plan:  # fmt: skip
     """The noise multiplier, scale and bits for a target, with the error to expect.
 
@@ -357,6 +374,8 @@ def plan(
                    server's
     sampling       the chance of a contribution to be in a round, decided by a coin of the client's own that
                    nobody else sees; 1 if all are. Only with the published analysis
+    turns          each contribution is in every such round only, in a fixed order: then noise is correlated
+                   over rounds, for running totals with this `momentum` (see `fedavg.turns`)
     parts          of noise that a client adds at most: matters for discrete Gaussians only
     analysis       "published": contributions are rounded to integers of bounded norm before any noise, as in
                    the papers. "tight": rounding is part of the noise, which takes fewer bits. "best": of the
@@ -393,10 +412,13 @@ def plan(
         raise ValueError(f"sampling: expected a chance above 0 and up to 1, got {sampling!r}")
     if sampling < 1 and analysis == "tight":
         raise ValueError("sampling: it is not credited under the tight analysis")
+    counting = weights(turns, momentum)
+    if sampling < 1 and turns > 1:
+        raise ValueError("sampling: contributions take turns or are sampled, not both")
     if sampling < 1:
         analysis, mu = "published", mu_sampled(epsilon - spent, delta, rounds, sampling)
     else:
-        mu = mu_of(epsilon - spent, delta) / sqrt(rounds)
+        mu = mu_of(epsilon - spent, delta) / sqrt(heaviest(counting, turns, rounds))
     if analysis not in ("best", "tight", "published"):
         raise ValueError(f"analysis: expected best, tight or published, got {analysis!r}")
     roundings = {"published": (0,), "tight": ROUNDINGS, "best": (*ROUNDINGS, 0)}[analysis]
@@ -404,7 +426,8 @@ def plan(
         roundings = (0,)
     records_in = max(1, round(records * sampling))
     ways = [
-        _Layout(dim, cohort, records_in, colluding, mu, family, rounding, least) for rounding in roundings
+        _Layout(dim, cohort, records_in, colluding, mu, family, rounding, least, turns, counting)
+        for rounding in roundings
     ]
     chosen = bits if bits is not None else min(about.fewest() for about in ways)
     possible = [(way.error(*best, chosen)[0], way, best) for way in ways if (best := way.best(chosen))]
@@ -420,7 +443,8 @@ def plan(
     return Plan(
         dim, clipping_norm, cohort, records, colluding, rounds, epsilon, delta, family,
         scale / clipping_norm, about.rounding, squared, variance, mu, chosen,
-        sqrt(error) * clipping_norm, sqrt(about.central) * clipping_norm, wraps, float(sampling),
+        sqrt(error) * clipping_norm, sqrt(about.central) * clipping_norm, wraps, float(sampling), turns,
+        counting,
     )  # fmt: skip
 
 
@@ -444,6 +468,8 @@ class _Layout:
     family: Family
     rounding: int = 0
     least: int = 0
+    turns: int = 1
+    weights: tuple[int, ...] = (1,)
 
     @property
     def grid(self) -> int:
@@ -483,10 +509,12 @@ class _Layout:
         """Mean squared error of an entry of the sum, and how many entries wrap: independent, aligned."""
         honest = self.cohort - self.colluding
         noise_variance = squared / self.grid**2 / self.mu**2 * self.cohort / honest
-        contributions = self.cohort * self.records
-        rounding = contributions * min(0.25, scale * self.grid / sqrt(self.dim)) / self.grid**2
+        # Of each turn, on average, and what all that is in a round counts: each for itself, or all alike.
+        contributions = self.cohort * self.records / self.turns
+        apart, alike = contributions * sum(w * w for w in self.weights), contributions * sum(self.weights)
+        rounding = apart * min(0.25, scale * self.grid / sqrt(self.dim)) / self.grid**2
         wraps, worst = [], 0.0
-        for together in (contributions, contributions**2):
+        for together in (apart, alike**2):
             signal = together * scale**2 / self.dim
             chance, squares = _wrapping(noise_variance, rounding + signal, 2.0 ** (bits - 1))
             wraps.append(self.dim * chance)
@@ -505,7 +533,7 @@ class _Layout:
                 scale = exp(low + (high - low) * step / 199)
                 squared = self.squared(scale)
                 each = squared / self.grid**2 / self.mu**2 / (self.cohort - self.colluding)
-                fits = isqrt(squared) / self.grid + 1 <= half
+                fits = self.weights[0] * isqrt(squared) / self.grid + 1 <= half
                 if fits and max(lowest, self.rounding) <= each <= highest:
                     found = min(found, (self.error(scale, squared, bits)[0], scale, squared))
             return found

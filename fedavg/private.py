@@ -14,11 +14,12 @@ public ranges, learning rate, clipping norm, number of rounds.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -33,11 +34,25 @@ from fedavg.params import Arrays, Floats, Layout
 from fedavg.privacy import Plan, plan
 from fedavg.round import Aggregator
 from fedavg.server import Hospitals, Round
+from fedavg.turns import Receiver, Sender
 from protocols.errors import Aborted
 from protocols.session import hash_model
 from secagg.randomness import Rng, seeded, system
 
 UNIT = "one record, there or not"
+
+
+@dataclass
+class _Progress:
+    """Where a training is: what the server knows, and what each hospital still sends of turns before."""
+
+    params: Arrays
+    velocity: Floats
+    norm: float
+    senders: dict[str, Sender]
+    receiver: Receiver
+    counts: deque[float]
+    seed: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +65,9 @@ class PrivateSGD:
                    stays below it (Andrew et al., "Differentially Private Learning with Adaptive Clipping",
                    NeurIPS 2021, Algorithm 1). How many do is summed with the rest, inside the same guarantee
     sampling       the chance of a record to be in a round: each hospital tosses its own coins in secret
+    turns, turns_of
+                   only each `turns`-th of every hospital's "records", or of the "hospitals", is in a round:
+                   that much less work, and noise that cancels over rounds (see `fedavg.turns`)
     seed           of the initial parameters and of rounding; None rounds from the system's generator. As
                    rounding is part of the noise, there is no guarantee against who knows the seed
     """
@@ -61,6 +79,8 @@ class PrivateSGD:
     clipping_norm: float = 1.0
     quantile: float | None = None
     sampling: float = 1.0
+    turns: int = 1
+    turns_of: Literal["records", "hospitals"] = "records"
     max_records: int = 10_000
     seed: int | None = None
 
@@ -75,6 +95,8 @@ class PrivateSGD:
             raise ValueError(f"quantile: expected a fraction between 0 and 1, got {self.quantile}")
         if self.seed is not None and self.seed < 0:
             raise ValueError(f"seed: expected 0 or more, got {self.seed}")
+        if self.turns_of not in ("records", "hospitals"):
+            raise ValueError(f"turns_of: expected 'records' or 'hospitals', got {self.turns_of!r}")
 
     def plan(
         self, hospitals: int, epsilon: float, delta: float, *, colluding: int = 0, least: int | None = None
@@ -84,6 +106,7 @@ class PrivateSGD:
         return plan(
             dim + self._extras, joint_norm(1.0, self._extras), hospitals, epsilon, delta, rounds=self.rounds,
             records=self.max_records, colluding=colluding, least=least, sampling=self.sampling,
+            turns=self.turns, momentum=self.momentum,
         )  # fmt: skip
 
     @property
@@ -92,7 +115,7 @@ class PrivateSGD:
         return (
             f"learning_rate {self.learning_rate}, momentum {self.momentum}, "
             f"clipping_norm {self.clipping_norm}, quantile {self.quantile}, sampling {self.sampling}, "
-            f"seed {self.seed}"
+            f"turns {self.turns} of {self.turns_of}, seed {self.seed}"
         )
 
     @property
@@ -115,6 +138,15 @@ class PrivateSGD:
         velocity, norm, first = np.zeros(layout.dim), self.clipping_norm, 0
         if state is not None and state.exists():
             params, velocity, norm, first = _read_state(state, layout, self._settings)
+        if (plan.turns, plan.sampling) != (self.turns, self.sampling):
+            raise ValueError(
+                f"plan: expected one for turns {self.turns} and sampling {self.sampling}, got {plan.turns} "
+                f"and {plan.sampling}"
+            )
+        if self.turns_of == "hospitals" and self.turns > len(hospitals):
+            raise ValueError(
+                f"turns: expected at most {len(hospitals)}, one for each hospital, got {self.turns}"
+            )
         done = [release.round + 1 for release in ledger.releases if release.task == task]
         if state is not None and done and not first:
             raise ValueError(f"{state}: the ledger has {len(done)} rounds of a training that is not here")
@@ -122,73 +154,96 @@ class PrivateSGD:
         first = max([first, *done])
         if first >= self.rounds:
             raise ValueError(f"rounds: {first} are done, and no more than {self.rounds} were asked for")
+        now = _Progress(
+            params, velocity, norm, {name: Sender(plan.weights) for name in hospitals},
+            Receiver(plan.weights), deque(maxlen=plan.turns), hash_model(*params),
+        )  # fmt: skip
         history: list[Round] = []
         for number in range(first, self.rounds):
             try:
-                ledger.check(plan)
+                ledger.check(task, number, plan)
             except BudgetSpent:
                 if not history:
                     raise
                 break
-            outcome, norm = self._round(
-                number, params, layout, velocity, norm, hospitals, aggregate, plan, task, ledger
-            )
-            params = outcome.params
+            history.append(self._round(number, now, layout, hospitals, aggregate, plan, task, ledger))
             if state is not None:
-                _write_state(state, self._settings, params, velocity, norm, number + 1)
-            history.append(outcome)
+                _write_state(state, self._settings, now.params, now.velocity, now.norm, number + 1)
             if on_round is not None:
-                on_round(outcome)
+                on_round(history[-1])
         return history
 
     def _round(
-        self, number: int, params: Arrays, layout: Layout, velocity: Floats, norm: float,
-        hospitals: Hospitals, aggregate: Aggregator, plan: Plan, task: str, ledger: Ledger,
-    ) -> tuple[Round, float]:  # fmt: skip
-        """One round, and the clipping norm of the next. Gradients travel in units of the norm."""
-        model_hash = hash_model(*params, np.array(norm))
+        self, number: int, now: _Progress, layout: Layout, hospitals: Hospitals, aggregate: Aggregator,
+        plan: Plan, task: str, ledger: Ledger,
+    ) -> Round:  # fmt: skip
+        """One round: moves where the training is `now`. Gradients travel in units of the norm."""
+        model_hash = hash_model(*now.params, np.array(now.norm))
         below = () if self.quantile is None else ((0.0, 1.0),)
-        seed = model_hash + number.to_bytes(8, "big")
+        # What is added up over rounds must be rotated alike.
+        seed = now.seed if plan.turns > 1 else model_hash + number.to_bytes(8, "big")
         codec = PrivateCodec(plan, seed, layout.dim, 1.0, metrics=below, counted=True)
         vectors = {}
-        for name in sorted(hospitals):
+        for place, name in enumerate(sorted(hospitals)):
             x, y = hospitals[name]
             if len(y) < 1 or len(x) != len(y):
                 raise ValueError(
                     f"hospital {name}: expected records and as many targets, got {len(x)}, {len(y)}"
                 )
             rng = self._rounding(task, number, name)
-            chosen = _sample(len(y), plan.sampling, rng)
-            gradients = by_record(self.model, params, layout, x[chosen], y[chosen]) / norm
+            chosen = self._on_turn(_sample(len(y), plan.sampling, rng), place, number)
+            gradients = by_record(self.model, now.params, layout, x[chosen], y[chosen]) / now.norm
             short = (np.linalg.norm(gradients, axis=1, keepdims=True) <= 1.0).astype(np.float64)
-            vectors[name] = codec.encode_records(gradients, rng, short[:, : len(below)])
+            vectors[name] = codec.encode_records(gradients, rng, short[:, : len(below)], now.senders[name])
         ledger.reserve(task, number, plan)
         result = aggregate(vectors, codec.bound, number, model_hash)
         ledger.settle(result, plan)
+        estimate = now.receiver.receive(None if isinstance(result, Aborted) else codec.sums(result.sum))
         try:
             if isinstance(result, Aborted):
                 raise result
-            mean, records = codec.decode(result.sum, len(result.included))
+            assert estimate is not None
+            # In turns: of as many rounds as it takes for everybody's, for the noise cancels in a total only.
+            now.counts.append(float(estimate[-1]))
+            records = float(np.mean(now.counts))
+            if not records > 0:
+                raise Aborted("sum", "the noisy number of records is not positive", revealed=True)
         except Aborted as aborted:
-            return Round(number, params, (), aborted.faults, 0, 0.0, aborted), norm
-        velocity *= self.momentum
-        velocity -= self.learning_rate * norm * mean
-        after = layout.restore(layout.flatten(params) + velocity)
-        change = float(np.linalg.norm(velocity))
+            return Round(number, now.params, (), aborted.faults, 0, 0.0, aborted)
+        now.velocity *= self.momentum
+        now.velocity -= self.learning_rate * now.norm * estimate[: layout.dim] / records
+        now.params = layout.restore(layout.flatten(now.params) + now.velocity)
+        change = float(np.linalg.norm(now.velocity))
         if self.quantile is not None:
-            (part,) = codec.decode_metrics(result.sum, len(result.included))
-            norm *= exp(-_NORM_RATE * (min(1.0, max(0.0, part)) - self.quantile))
-        return Round(number, after, result.included, result.faults, records, change), norm
+            part = (float(estimate[layout.dim]) / records + 1) / 2
+            now.norm *= exp(-_NORM_RATE * (min(1.0, max(0.0, part)) - self.quantile))
+        weight = max(1, round(records))
+        return Round(number, now.params, result.included, result.faults, weight, change)
+
+    def _on_turn(self, chosen: NDArray[np.int64], place: int, number: int) -> NDArray[np.int64]:
+        """Those of a hospital's records whose turn it is in this round."""
+        each = np.full(len(chosen), place) if self.turns_of == "hospitals" else chosen + place
+        found: NDArray[np.int64] = chosen[each % self.turns == number % self.turns]
+        return found
 
     def without_noise(self, hospitals: Hospitals) -> list[Arrays]:
         """The same training with exact sums in the clear and no guarantee: parameters after each round."""
         params = self.model.initial(np.random.default_rng(self.seed))
         layout = Layout.of(params)
         velocity, history = np.zeros(layout.dim), []
-        for _ in range(self.rounds):
-            rows = [by_record(self.model, params, layout, x, y) for x, y in hospitals.values()]
-            clipped = [clip_l2(row, self.clipping_norm) for row in np.concatenate(rows)]
-            velocity = self.momentum * velocity - self.learning_rate * np.mean(clipped, axis=0)
+        counts: deque[int] = deque(maxlen=self.turns)
+        for number in range(self.rounds):
+            total, count = np.zeros(layout.dim), 0
+            for place, name in enumerate(sorted(hospitals)):
+                x, y = hospitals[name]
+                chosen = self._on_turn(np.arange(len(y)), place, number)
+                for row in by_record(self.model, params, layout, x[chosen], y[chosen]):
+                    total += clip_l2(row, self.clipping_norm)
+                count += len(chosen)
+            counts.append(count)
+            velocity = self.momentum * velocity - self.learning_rate * total / max(
+                1.0, float(np.mean(counts))
+            )
             params = layout.restore(layout.flatten(params) + velocity)
             history.append(params)
         return history

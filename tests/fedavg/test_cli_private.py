@@ -141,8 +141,8 @@ def test_a_class_of_a_file(table: Path) -> None:
         (["--epsilon", 1, "--range", "age:0:1"], "there is no feature 'age'"),
         (["--epsilon", 1, "--range", "mean radius:5:5"], "expected a low below a high value"),
         (["--epsilon", 1, "--dropout", 0.9], "fewer than 2 honest contributors"),
-        (["--state", "x"], "go with --epsilon"),
-        (["--colluding", 1], "go with --epsilon"),
+        (["--state", "x"], "--state goes with --epsilon"),
+        (["--colluding", 1], "--colluding goes with --epsilon"),
         (["--epsilon", 1, "--state", "/nowhere/x"], "there is no such folder"),
     ],
 )  # fmt: skip
@@ -201,4 +201,26 @@ def test_sampling_is_planned_and_trained_with() -> None:
     )
     assert "a secret sample of 0.3 of the records; who sees it learns more: epsilon" in printed
     for option in ("--sampling", "--clip-quantile"):
-        assert "go with --epsilon" in fails("train", option, 0.5)
+        assert f"{option} goes with --epsilon" in fails("train", option, 0.5)
+
+
+def test_turns_are_planned_and_trained_with() -> None:
+    printed = one_line(works("privacy", "--turns", 5, "--epsilon", 1, "--max-records", 64))
+    assert "counts 4, 2, 2, 1, 1 in it" in printed
+    assert "their error is 0.62 times what it would be with independent noise" in printed
+    printed = one_line(works("train", "--epsilon", 8, "--turns", 3, "--turns-of", "hospitals"))
+    assert "In each round are those whose turn it is, one in 3." in printed
+    assert "--turns-of goes with --epsilon" in fails("train", "--turns-of", "hospitals")
+    assert "not both" in fails("train", "--epsilon", 8, "--turns", 3, "--sampling", 0.5)
+
+
+def test_what_accuracy_is_left_is_found_by_training(tmp_path: Path) -> None:
+    picture = tmp_path / "accuracy.png"
+    words = ("privacy", "--dataset", "breast-cancer", "--hospitals", 4, "--rounds", 10)
+    printed = works(*words, "--epsilon", 0.1, "--epsilon", 8, "--picture", picture)
+    rows = [line.split() for line in printed.splitlines() if line.split()[:1] in (["0.1"], ["8"])]
+    assert float(rows[0][-2]) < float(rows[1][-2]) > 0.85
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    (found,) = json.loads(works(*words, "--epsilon", 8, "--json"))
+    assert found["plan"]["epsilon"] == 8
+    assert "--dim does not go with --dataset" in fails(*words, "--dim", 9)

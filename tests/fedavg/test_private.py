@@ -58,6 +58,59 @@ def test_with_little_noise_it_is_the_training_without() -> None:
             np.testing.assert_allclose(a, b, atol=0.02)
 
 
+@pytest.mark.parametrize("of", ["records", "hospitals"])
+def test_taking_turns_is_the_training_without_noise_too(of: Any) -> None:
+    """What is sent is combined over rounds, and comes back as what those of each turn contributed."""
+    settings = replace(SETTINGS, turns=4, turns_of=of, rounds=13)
+    found, ledger = settings.plan(5, 1e5, 1e-3), Ledger(1e5, 1e-3, UNIT)
+    rounds = settings.run(HOSPITALS, secure(found), found, ledger)
+    for done, params in zip(rounds, settings.without_noise(HOSPITALS), strict=True):
+        for a, b in zip(done.params, params, strict=True):
+            np.testing.assert_allclose(a, b, atol=0.05)
+    assert ledger.spent <= 1e5 * (1 + 1e-6)
+    # 4 of 5 hospitals have a turn of their own: in every fourth round are two, else one, of 40 records each.
+    assert [r.weight for r in rounds[3:]] == [pytest.approx(50, abs=2)] * 10
+
+
+def test_turns_learn_within_the_budget_through_dropouts_and_a_restart(tmp_path: Path) -> None:
+    settings, state = replace(SETTINGS, turns=4, rounds=24), tmp_path / "state"
+    found = settings.plan(5, 20.0, 1e-3, least=4)
+    ledger = Ledger(20.0, 1e-3, UNIT, tmp_path / "ledger")
+    gone = {i: {f"h{i % 5}": ("keys", "masked", "reveals")[i % 3]} for i in range(0, 24, 3)}
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done: Any) -> None:
+        if done.number == 10:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        settings.run(HOSPITALS, secure(found, dropouts=gone), found, ledger, state=state, on_round=stop)
+    ledger = Ledger(20.0, 1e-3, UNIT, tmp_path / "ledger")
+    rounds = settings.run(HOSPITALS, secure(found, dropouts=gone), found, ledger, state=state)
+    assert [r.number for r in rounds] == list(range(11, 24))
+    assert accuracy(rounds[-1].params) > 0.85
+    assert ledger.spent <= 20.0 * (1 + 1e-6)
+    with pytest.raises(ValueError, match="turns 4 of records"):
+        replace(settings, turns=3, rounds=30).run(
+            HOSPITALS, secure(found), replace(settings, turns=3, rounds=30).plan(5, 20.0, 1e-3, least=4),
+            ledger, state=state,
+        )  # fmt: skip
+
+
+def test_turns_that_do_not_fit_are_refused() -> None:
+    found = SETTINGS.plan(5, 4.0, 1e-3)
+    with pytest.raises(ValueError, match="plan: expected one for turns 2"):
+        replace(SETTINGS, turns=2).run(HOSPITALS, secure(found), found, Ledger(4.0, 1e-3, UNIT))
+    settings = replace(SETTINGS, turns=6, turns_of="hospitals")
+    found = settings.plan(5, 4.0, 1e-3)
+    with pytest.raises(ValueError, match="turns: expected at most 5"):
+        settings.run(HOSPITALS, secure(found), found, Ledger(4.0, 1e-3, UNIT))
+    with pytest.raises(ValueError, match="turns_of"):
+        replace(SETTINGS, turns_of="patients")
+
+
 def test_dropouts_change_neither_noise_nor_guarantee() -> None:
     found = SETTINGS.plan(5, 4.0, 1e-3, least=4)
     ledger = Ledger(4.0, 1e-3, UNIT)

@@ -128,7 +128,7 @@ def _answered(message: Message, context: Context, make: Make | None, terms: Coll
         session = opening.session(task(context, message), site.roster)
         site.check(opening, session, terms)
         if opening.plan is not None:
-            site.ledger(opening, spent).check(opening.plan)
+            site.ledger(opening, spent).check(session.task, opening.round, opening.plan)
         client = session.client(site.name, site.identity, policy=site.policy, journal=site.journal)
         sent = client.handle(Started())
     elif "snapshot" not in kept:
