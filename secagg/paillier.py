@@ -10,11 +10,10 @@ The primes are 3 modulo 4 and h is minus a square, raised to n, as there.
 Values travel in lanes: each is given so many bits of the plaintext that no sum of as many clients, with as
 large weights, as were declared can reach the next. See `Lanes`.
 
-What it does not protect against: anyone who has the private key reads every ciphertext, single ones too (see
-`protocols.threshold_paillier`); ciphertexts can be added and multiplied by anyone, so a proof must say who
-made one; big-integer arithmetic takes a time that depends on the numbers, and tables are read at secret
-places: keep it where nobody measures. Decryption goes through `powmod_sec`, whose time does not depend on the
-bits of the private key.
+What it does not protect against: anyone who has the private key reads every ciphertext, single ones too;
+ciphertexts can be added and multiplied by anyone, so something else must say who made one; big-integer
+arithmetic takes a time that depends on the numbers, and tables are read at secret places: keep it where
+nobody measures. Decryption goes through `powmod_sec`, whose time does not depend on the private key's bits.
 """
 
 from __future__ import annotations
@@ -218,6 +217,11 @@ class Encryptor:
     def encrypt(self, plaintexts: Sequence[int], rng: Rng = system) -> list[Any]:
         """A ciphertext for each plaintext from 0 to n - 1; `ValueError` for any other."""
         return [c for c, _ in self.encrypt_openly(plaintexts, rng)]
+
+    def obfuscate(self, ciphertexts: Sequence[int], rng: Rng = system) -> list[Any]:
+        """The same plaintexts in ciphertexts that nobody can tell came from these."""
+        zeros = self.encrypt([0] * len(ciphertexts), rng)
+        return [c * z % self._square for c, z in zip(ciphertexts, zeros, strict=True)]
 
     def encrypt_openly(self, plaintexts: Sequence[int], rng: Rng = system) -> Iterator[tuple[Any, Any]]:
         """The same, each with its randomiser: the exponent of h, or R itself if the key has no h."""
