@@ -77,6 +77,13 @@ def _fixed(values: ArrayLike, exponent: int, limit: int) -> list[int]:
     return found
 
 
+def _float(steps: int, exponent: int) -> float:
+    try:
+        return float(steps * BASE**exponent) if exponent >= 0 else steps / BASE**-exponent
+    except OverflowError:
+        raise Invalid("number: it is beyond what a float holds") from None
+
+
 def encrypt_numbers(
     key: PublicKey | Encryptor, values: ArrayLike, exponent: int, rng: Rng = system
 ) -> list[phe.EncryptedNumber]:
@@ -106,8 +113,7 @@ def decrypt_numbers(
         steps = m if m <= n // 3 else m - n
         if abs(steps) > n // 3:
             raise Invalid("number: it overflowed")
-        values.append(float(steps * BASE**number.exponent if number.exponent >= 0
-                            else steps / BASE**-number.exponent))  # fmt: skip
+        values.append(_float(steps, number.exponent))
     return np.array(values, np.float64)
 
 
@@ -205,6 +211,5 @@ class EncryptedVector:
             raise ValueError("key: expected the vector's")
         plaintexts = key.decrypt(key.public.checked(self.ciphertexts))
         lanes = self.scheme.lanes(self.public).unpack(plaintexts, self.dim)
-        steps = [int(v) - self.weight * self.scheme.steps for v in lanes]
-        exponent = self.scheme.exponent
-        return np.array([float(s * BASE**exponent if exponent >= 0 else s / BASE**-exponent) for s in steps])
+        shift = self.weight * self.scheme.steps
+        return np.array([_float(int(v) - shift, self.scheme.exponent) for v in lanes], np.float64)

@@ -47,7 +47,7 @@ def test_keys_of_phe_that_are_too_short_or_none() -> None:
         with pytest.raises(Invalid, match="2048"):
             from_phe(key)
     with pytest.raises(TypeError, match="expected one of phe's, got int"):
-        from_phe(7)  # type: ignore[call-overload]
+        from_phe(7)
 
 
 PUBLISHED = [3.141592653, 300, -4.6e-12]
@@ -78,6 +78,8 @@ def test_numbers_of_phe_are_read_here() -> None:
     half = public.n // 2
     with pytest.raises(Invalid, match="overflowed"):
         decrypt_numbers(KEY, [phe.EncryptedNumber(public, public.raw_encrypt(half), 0)], 0)
+    with pytest.raises(Invalid, match="beyond what a float holds"):
+        decrypt_numbers(KEY, [phe.EncryptedNumber(public, public.raw_encrypt(half // 2), 0)], 0)
 
 
 @settings(max_examples=15, deadline=None)
