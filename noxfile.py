@@ -1,6 +1,6 @@
 """Environments beside the usual one; nox itself is in none of them (`pip install nox`, anywhere).
 
-`nox -s flower`, `nox -s federation` and `nox -s ray`, each with arguments of pytest after `--`;
+`nox -s flower`, `nox -s federation` and `nox -s ray`, each with arguments of pytest after `--`; `nox -s prv`;
 `nox -s benchmarks -- --full`.
 """
 

@@ -18,8 +18,9 @@ import numpy as np
 from record import Edition, machine, names_of
 from scipy.stats import chi2
 
+from fedavg.accounting import GRID_BITS, epsilon_of
 from fedavg.codec import PrivateCodec
-from fedavg.privacy import GRID_BITS, epsilon_of, plan
+from fedavg.privacy import plan
 from protocols.simulator import simulate
 from protocols.xnoise import Noisy
 from secagg.noise import Noise, noise, rounding

@@ -3,8 +3,8 @@
 python examples/hospitals.py FOLDER [HOSPITALS]
 """
 
+import argparse
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,5 +32,9 @@ def write(folder, count=5, seed=1):
 
 
 if __name__ == "__main__":
-    for path in write(Path(sys.argv[1]), *map(int, sys.argv[2:])):
+    parser = argparse.ArgumentParser(description="Write tables of invented hospitals.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("count", type=int, nargs="?", default=5, choices=range(1, len(NAMES) + 1))
+    parser.add_argument("seed", type=int, nargs="?", default=1)
+    for path in write(**vars(parser.parse_args())):
         print(path)

@@ -15,7 +15,7 @@ What it does not find: a weakness that no canary touches, such as a client witho
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import exp, sqrt
 from typing import Any
@@ -23,15 +23,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedavg.codec import PrivateCodec
+from fedavg.accounting import epsilon_of
+from fedavg.codec import PrivateCodec, to_integers
 from fedavg.params import Floats
-from fedavg.privacy import Analysis, Plan, epsilon_of, plan
+from fedavg.privacy import Analysis, Plan, plan
 from fedavg.round import SecureSum
 from protocols.errors import Aborted
 from secagg.randomness import seeded
 
-CONFIDENCE = 0.95
-_SHARES = {"gaussian": 0.02, "free": 0.01, "p": 0.02}  # of false alarms, which together are 1 - CONFIDENCE
+_SHARES = {"gaussian": 0.02, "free": 0.01, "p": 0.02}  # of false alarms: together one in twenty
 _FRACTIONS = (0.005, 0.02, 0.08, 0.3)  # of the canaries that are guessed at, the surest ones
 
 
@@ -78,21 +78,23 @@ def audit(
     found = plan(canaries, clipping_norm, hospitals, epsilon, delta, records=records, analysis=analysis)
     codec = PrivateCodec(found, seed.to_bytes(8, "big"), canaries, clipping_norm)
     coins = np.random.default_rng(seed).integers(0, 2, canaries).astype(bool)
-    vectors = {}
+    vectors, true = {}, np.zeros(canaries, np.int64)
     for number in range(hospitals):
         mine = np.flatnonzero(coins[number::hospitals]) * hospitals + number
         rng = seeded(b"audit", seed.to_bytes(8, "big"), number.to_bytes(8, "big"))
-        vectors[f"hospital-{number:04}"] = codec.encode_sparse(mine, clipping_norm, rng)
+        grid = codec.on_grid(_alone(mine, canaries, clipping_norm), rng)
+        true += grid
+        vectors[f"hospital-{number:04}"] = to_integers(found, grid, rng)
         tell("canaries", number + 1, hospitals)
-    aggregate = (aggregator or _session)(found)
+    aggregate = _session(found, seed) if aggregator is None else aggregator(found)
     result = aggregate(vectors, codec.bound, 0)
     if isinstance(result, Aborted):
         raise result
     half = 1 << found.bits - 1
-    residual = (result.sum - sum(vectors.values()) + half) % (2 * half) - half
-    # What hospitals rounded with is in their vectors already.
-    left = max(result.noise, found.variance) - hospitals * found.rounding
-    variance, p = check_variance(residual, left) if left > 1e-6 else (1.0, 1.0)
+    # What is left when the contributions are taken out: noise, and rounding that is part of it.
+    residual = (result.sum - true / (1 << found.grid_bits) + half) % (2 * half) - half
+    right = max(result.noise, found.variance)
+    variance, p = check_variance(residual, right, right - hospitals * found.rounding)
     sums, _ = codec.decode(result.sum, 1)
     free = max(
         free_bound(sums, coins, fraction, delta, 1 - _SHARES["free"] / len(_FRACTIONS))
@@ -102,23 +104,30 @@ def audit(
     return Audit(epsilon, delta, canaries, gaussian, free, variance, p)
 
 
-def _session(found: Plan) -> SecureSum:
-    return SecureSum(
-        {"noise": found.noisy, "bits": found.bits, "corrupted": 0.0, "dropout": 0.0, "task": "audit"}
-    )
+def _alone(entries: NDArray[np.int64], size: int, value: float) -> Iterator[Floats]:
+    """For each entry, a vector that is zero elsewhere."""
+    for entry in entries:
+        update = np.zeros(size)
+        update[entry] = value
+        yield update
 
 
-def check_variance(residual: NDArray[Any], variance: float) -> tuple[float, float]:
-    """The variance of what is left of a sum when all vectors are taken out, over what it should be.
+def _session(found: Plan, seed: int) -> SecureSum:
+    agreed = {"noise": found.noisy, "bits": found.bits, "corrupted": 0.0, "dropout": 0.0, "task": "audit"}
+    return SecureSum(agreed, seed=seed)
 
-    And the probability of one at least as far off, if the noise is right. With a million entries, one share
-    of noise missing of a hundred is seven standard deviations.
+
+def check_variance(residual: NDArray[Any], variance: float, skellam: float) -> tuple[float, float]:
+    """The variance of what is left of a sum without all contributions, over what it should be.
+
+    And the probability of one at least as far off, if the noise is right, `skellam` of it Skellam. With a
+    million entries, one share of noise missing of a hundred is seven standard deviations.
     """
     from scipy.stats import chi2
 
     squares = float((residual.astype(np.float64) ** 2).sum())
-    # Of Skellam noise, the kurtosis is 3 + 1 / variance: the sum of squares varies a little more.
-    wider = sqrt(1 + 1 / (2 * variance))
+    # The fourth cumulant of Skellam noise is its variance, so the sum of squares varies a little more.
+    wider = sqrt(1 + max(0.0, skellam) / (2 * variance**2))
     freedom = residual.size / wider**2
     statistic = squares / variance / residual.size * freedom
     below = float(chi2.cdf(statistic, freedom))
@@ -126,7 +135,7 @@ def check_variance(residual: NDArray[Any], variance: float) -> tuple[float, floa
 
 
 def free_bound(
-    scores: Floats, coins: NDArray[np.bool_], fraction: float, delta: float, confidence: float = CONFIDENCE
+    scores: Floats, coins: NDArray[np.bool_], fraction: float, delta: float, confidence: float
 ) -> float:
     """The largest epsilon that so many right guesses refute, whatever the mechanism.
 
@@ -165,7 +174,7 @@ def _chance(canaries: int, guesses: int, right: int, epsilon: float, delta: floa
 
 
 def gaussian_bound(
-    scores: Floats, coins: NDArray[np.bool_], threshold: float, delta: float, confidence: float = CONFIDENCE
+    scores: Floats, coins: NDArray[np.bool_], threshold: float, delta: float, confidence: float
 ) -> float:
     """A lower bound of epsilon at `delta` if no test beats a Gaussian trade-off.
 

@@ -16,7 +16,7 @@ from threading import Lock
 
 
 class BudgetSpent(ValueError):
-    """A site answers no more queries."""
+    """Nothing more is answered, or released: what was to be given away is given."""
 
 
 class Budget:

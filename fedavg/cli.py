@@ -43,6 +43,12 @@ class _Fraction(click.FloatRange):
 _FRACTION = _Fraction(0, 1, max_open=True)
 
 
+def _is_default(option: str) -> bool:
+    """Whether the running command was not given it."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source is click.core.ParameterSource.DEFAULT
+
+
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """Turn what a user can cause into one clear line."""
@@ -206,8 +212,9 @@ _DEMO_DROPOUTS = {
 
 @cli.command()
 @click.option(
-    "--seed", type=_SEED, default=3, show_default=True, help="Reproduces everything, keys included."
-)
+    "--seed", type=_SEED, default=3, show_default=True,
+    help="Reproduces everything, keys included; with --epsilon, the noise only if it is given.",
+)  # fmt: skip
 @click.option("--rounds", default=20, show_default=True, type=click.IntRange(1))
 @click.option(
     "--picture", type=_FILE, default=Path("secagg-demo.png"),
@@ -234,9 +241,10 @@ def demo(seed: int, rounds: int, picture: Path, epsilon: float | None, delta: fl
             from fedavg import cli_private
             from fedavg.private import PrivateSGD
 
+            secret = None if _is_default("seed") else seed
             found = cli_private.run(
                 data, _partition(data, list(_CITIES), "dirichlet", 0.6, seed),
-                PrivateSGD(make_model("logistic", data), rounds, 2.0, seed=seed), agreed,
+                PrivateSGD(make_model("logistic", data), rounds, 2.0, seed=secret), agreed,
                 lambda _: _DEMO_DROPOUTS, epsilon, delta, seed, progress=_progress,
             )  # fmt: skip
             title = f"Breast cancer, ten hospitals, malicious server; epsilon {epsilon:g} for every patient"
@@ -338,8 +346,9 @@ def _partition(data: Any, names: list[str], partition: str, alpha: float, seed: 
     help="Fraction that really drops out, each round.",
 )
 @click.option(
-    "--seed", type=_SEED, default=0, show_default=True, help="Reproduces everything, keys included."
-)
+    "--seed", type=_SEED, default=0, show_default=True,
+    help="Reproduces everything, keys included; with --epsilon, the noise only if it is given.",
+)  # fmt: skip
 @click.option("--json", "json_file", type=_FILE, help="Write the scores here.")
 @click.option("--picture", type=_FILE, help="Draw the learning curves here.")
 @click.option("--save", type=_FILE, help="Write the model here, as .npz.")
@@ -364,12 +373,12 @@ def _partition(data: Any, names: list[str], partition: str, alpha: float, seed: 
     help="With --epsilon: keep the training here, and what is spent beside it, each round; go on from there.",
 )  # fmt: skip
 @click.option(
-    "--colluding", default=0, show_default=True, type=click.IntRange(0),
-    help="With --epsilon: hospitals whose noise is not counted on.",
+    "--colluding", type=click.IntRange(0),
+    help="With --epsilon: hospitals whose noise is not counted on.  [default: as many as may be corrupted]",
 )  # fmt: skip
 @click.option(
     "--range", "ranges", multiple=True, metavar="COLUMN:LOW:HIGH",
-    help="With --epsilon and --csv: a column's public range, one for each feature, and for a target.",
+    help="With --epsilon: a column's public range; with --csv, one for each feature, and for a target.",
 )  # fmt: skip
 @_guarantee
 @_agreement
@@ -415,9 +424,17 @@ def train(**o: Any) -> None:
             part = _partition(data, names, o["partition"], o["alpha"], o["seed"])
             cli_private.train(data, kind, o, agreed, dropouts, part, _progress)
             return
-        given = click.get_current_context().get_parameter_source
-        for name in ("state", "colluding", "ranges", "clip_quantile", "sampling", "turns", "turns_of"):
-            if given(name) is not click.core.ParameterSource.DEFAULT:
+        for name in (
+            "delta",
+            "state",
+            "colluding",
+            "ranges",
+            "clip_quantile",
+            "sampling",
+            "turns",
+            "turns_of",
+        ):
+            if not _is_default(name):
                 option = "range" if name == "ranges" else name.replace("_", "-")
                 raise ValueError(f"--{option} goes with --epsilon")
         rate = 0.05 if o["learning_rate"] is None else o["learning_rate"]
@@ -510,7 +527,10 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 @cli.command()
-@click.option("--epsilon", type=float, multiple=True, help="May be repeated.  [default: 0.5, 1, 2, 4 and 8]")
+@click.option(
+    "--epsilon", type=float, multiple=True,
+    help="May be repeated.  [default: 0.5, 1, 2, 4 and 8; with --audit, 1 and 4]",
+)  # fmt: skip
 @click.option("--delta", type=float, default=1e-5, show_default=True)
 @click.option("--hospitals", default=10, show_default=True, type=click.IntRange(1))
 @click.option(
@@ -538,12 +558,19 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 @click.option("--bits", type=click.IntRange(4, 64), help="Of the ring.  [default: the fewest that do]")
 @click.option(
     "--audit", is_flag=True,
-    help="Attack a real round instead, for every epsilon: --hospitals, --delta and --canaries go with it.",
+    help="Attack a real round instead, for every epsilon: --hospitals, --delta, --clipping-norm, --canaries "
+    "and --seed go with it.",
 )  # fmt: skip
 @click.option(
     "--canaries", type=click.IntRange(100), help="Records that the attack invents.  [default: 2000]"
 )
-@click.option("--seed", type=_SEED, default=0, show_default=True, help="Of the attack.")
+@click.option(
+    "--seed",
+    type=_SEED,
+    default=0,
+    show_default=True,
+    help="Of the attack, or of the trainings of --dataset.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--picture", type=_FILE, help="Draw error against epsilon, for other rounds and cohorts too.")
 def privacy(**o: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from fedavg.datasets import DATASETS, Dataset
 from fedavg.experiment import PrivateOutcome, make_model, run_private
 from fedavg.ledger import Ledger
 from fedavg.privacy import Plan, plan
-from fedavg.private import UNIT, PrivateSGD
-from fedavg.turns import heaviest
+from fedavg.private import MOMENTUM, UNIT, PrivateSGD
+from fedavg.turns import gain
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
 RATES = {"linear": 0.2, "logistic": 2.0, "mlp": 2.0}
@@ -27,7 +26,7 @@ _WITHOUT = ("epochs", "batch_size", "equal_weights", "bits", "tolerance")
 
 def run(
     data: Dataset, part: Any, settings: PrivateSGD, agreed: Mapping[str, Any], dropouts: Any, epsilon: float,
-    delta: float, seed: int, *, progress: Any, state: Path | None = None, colluding: int = 0,
+    delta: float, seed: int, *, progress: Any, state: Path | None = None, colluding: int | None = None,
     max_records: int | None = None,
 ) -> PrivateOutcome:  # fmt: skip
     """Train with a progress bar. What is spent is kept beside the state."""
@@ -61,18 +60,22 @@ def train(
     settings = PrivateSGD(
         make_model(kind, data), o["rounds"], rate, clipping_norm=1.0 if norm is None else norm,
         quantile=o["clip_quantile"], sampling=1.0 if o["sampling"] is None else o["sampling"],
-        turns=o["turns"], turns_of=o["turns_of"], seed=o["seed"],
+        turns=o["turns"], turns_of=o["turns_of"],
+        seed=None if given("seed") is click.core.ParameterSource.DEFAULT else o["seed"],
     )  # fmt: skip
-    outcome = run(
-        data, part, settings, agreed, dropouts, o["epsilon"], o["delta"], o["seed"], progress=progress,
-        state=o["state"], colluding=o["colluding"], max_records=o["max_records"],
-    )  # fmt: skip
+    try:
+        outcome = run(
+            data, part, settings, agreed, dropouts, o["epsilon"], o["delta"], o["seed"], progress=progress,
+            state=o["state"], colluding=o["colluding"], max_records=o["max_records"],
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        if o["state"] is not None and o["state"].exists():
+            click.echo(f"Kept in {o['state']}: the same command goes on from there.", err=True)
+        raise
     title = (
         f"{data.name}, {kind}, {len(outcome.sizes)} hospitals, {o['protocol']}, {o['threat_model']}; "
         f"epsilon {o['epsilon']:g} for every record"
     )
-    if o["picture"] is not None:
-        pictures.private_curves(outcome, title, o["picture"])
     if o["save"] is not None:
         _save(o["save"], outcome, data, kind)
     if o["json_file"] is not None:
@@ -82,6 +85,8 @@ def train(
         except OSError as error:
             raise ValueError(f"{o['json_file']}: cannot be written: {error}") from None
     show(outcome, title)
+    if o["picture"] is not None:
+        pictures.private_curves(outcome, title, o["picture"])
     files = (
         ("Learning curves", "picture"),
         ("Model", "save"),
@@ -108,11 +113,12 @@ def _with_ranges(data: Dataset, given: tuple[str, ...]) -> Dataset:
         if not -1e100 < low < high < 1e100:
             raise ValueError(f"--range: expected a low below a high value, got {text!r}")
         ranges[column] = (low, high)
-    missing = [column for column in columns if column not in ranges]
+    missing = " ".join(f"--range '{column}:LOW:HIGH'" for column in columns if column not in ranges)
     if missing:
+        target = "" if data.classes else " (target is what --label names)"
         raise ValueError(
-            f"--epsilon needs the public range of every column: --range {missing[0]}:LOW:HIGH and so on for "
-            f"{len(missing)} of them (`target` is what --label names); from what is known, not from the data"
+            f"--epsilon needs the public range of every column, from what is known and not from the data: "
+            f"{missing}{target}"
         )
     return replace(data, ranges=tuple(ranges[column] for column in columns))
 
@@ -127,6 +133,7 @@ def _summary(outcome: PrivateOutcome) -> dict[str, Any]:
         "hospitals": outcome.sizes,
         "test_size": outcome.test_size,
         "alone": {name: named(found) for name, found in outcome.alone.items()},
+        "pooled": named(outcome.pooled),
         "without_noise": [named(found) for found in outcome.plain_scores],
         "with_noise": [named(found) for found in outcome.scores],
         "included": [list(r.included) for r in outcome.rounds],
@@ -166,14 +173,22 @@ def show(outcome: PrivateOutcome, title: str) -> None:
     low, high = (f"{r[0]:.3f} to {r[-1]:.3f}" for r in ranks)
     table.add_row(f"by each of {len(outcome.sizes)} hospitals alone, without noise (range)", low, high)
     for name, found in (
-        ("together, without noise", outcome.plain_scores[-1]),
+        ("on pooled data, as usual (nobody's privacy)", outcome.pooled),
+        ("together, on clipped gradients, without noise", outcome.plain_scores[-1]),
         ("together, with the guarantee", outcome.scores[-1]),
     ):
         table.add_row(name, f"{found.first:.4f}", f"{found.second:.4f}")
     console.print()
     console.print(table)
+    if outcome.seeded:
+        console.print(
+            "Noise, rounding and samples came from the --seed that was given: to who knows it, nothing is "
+            "guaranteed.",
+            highlight=False,
+        )
     found_plan, ledger = outcome.plan, outcome.ledger
     done = sum(r.aborted is None for r in outcome.rounds)
+    failed = [r.aborted for r in outcome.rounds if r.aborted is not None]
     console.print(
         f"Guarantee: epsilon {ledger.epsilon:g} at delta {ledger.delta:g} for {ledger.unit}, against "
         "everybody who sees the sums, the server included. Spent: "
@@ -194,8 +209,9 @@ def show(outcome: PrivateOutcome, title: str) -> None:
         )
     console.print(_noise(found_plan), highlight=False)
     console.print(
-        f"{done} of {len(outcome.rounds)} rounds gave a sum, of {_included(outcome)} hospitals; "
-        f"tested on {outcome.test_size} records.",
+        f"{done} of {len(outcome.rounds)} rounds gave a sum, of {_included(outcome)} hospitals"
+        + (f" (the first that did not: {failed[0]}; --dropout says how many may vanish)" if failed else "")
+        + f"; tested on {outcome.test_size} records.",
         highlight=False,
     )
 
@@ -203,7 +219,7 @@ def show(outcome: PrivateOutcome, title: str) -> None:
 def _colluding(found: Plan) -> str:
     if not found.colluding:
         return "; it holds while every hospital adds its noise and keeps it to itself"
-    return f"; it holds while no more than {found.colluding} hospitals leave out their noise or tell it"
+    return f"; it holds while at most {found.colluding} of the hospitals leave out their noise or tell it"
 
 
 def _noise(found: Plan) -> str:
@@ -215,12 +231,10 @@ def _noise(found: Plan) -> str:
 
 
 def _running(found: Plan) -> str:
-    """What correlated noise gains; a mean of contributions is by their number in each case."""
-    independent = found.error * sqrt(heaviest((1,), found.turns, found.rounds) * (found.rounds + 1) / 2)
-    independent /= sqrt(heaviest(found.weights, found.turns, found.rounds))
+    part = gain(found.coefficients, found.turns, found.rounds)
     return (
-        f"Noise cancels in running totals: their error is {found.running_error / independent:.2f} times what "
-        "it would be with independent noise in each round."
+        f"Noise cancels in running totals of sums: their error is {part:.2f} times what it would be with "
+        "independent noise in each round."
     )
 
 
@@ -246,7 +260,7 @@ def plans(o: Mapping[str, Any]) -> list[Plan]:
         plan(
             o["dim"], o["clipping_norm"], o["hospitals"], epsilon, o["delta"], rounds=o["rounds"],
             records=o["max_records"], colluding=o["colluding"], bits=o["bits"], sampling=o["sampling"],
-            turns=o["turns"],
+            turns=o["turns"], momentum=MOMENTUM,
         )
         for epsilon in o["epsilon"] or EPSILONS
     ]  # fmt: skip
@@ -284,8 +298,8 @@ def show_plans(found: list[Plan]) -> None:
     )
     if one.turns > 1:
         console.print(
-            f"One in {one.turns} contributes in a round, and counts {', '.join(map(str, one.weights))} in it "
-            f"and in those after; errors are for a count of 1. {_running(one)}",
+            f"One in {one.turns} contributes in a round, times {', '.join(map(str, one.coefficients))} in it "
+            f"and in those after; errors and noise multiplier are for a coefficient of 1. {_running(one)}",
             highlight=False,
         )
 
@@ -385,14 +399,15 @@ def audits(o: Mapping[str, Any], progress: Any) -> None:
     for a in found:
         table.add_row(
             f"{a.promised:g}", f"{a.gaussian:.3g}", f"{a.free:.3g}", f"{a.variance:.4f}", f"{a.p:.2f}",
-            "refuted" if a.refuted else "",
+            "refuted" if a.refuted else "stands",
         )  # fmt: skip
     console = _console()
     console.print()
     console.print(table)
     console.print(
-        "Lower bounds: under a Gaussian trade-off, and without any assumption. The variance is over what it "
-        "should be; p is the chance of one as far off. All three together raise a false alarm at most one "
-        "time in twenty.",
+        "Lower bounds of epsilon from this attack, each right with a chance of its own: under a Gaussian "
+        "trade-off, and without any assumption. The variance is over what it should be; p is the chance of "
+        "one as far off. Refuted is what a bound exceeds, or p below 0.02: without reason at most one time "
+        "in twenty.",
         highlight=False,
     )

@@ -16,7 +16,8 @@ included * step * max_weight / (sum of weights): see `error`. Clipping is not an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isclose, sqrt
 from typing import Any, Literal
@@ -29,7 +30,6 @@ from fedavg.params import Floats
 from fedavg.privacy import Plan
 from fedavg.quantize import round_stochastically
 from fedavg.rotate import rotate, unrotate
-from fedavg.turns import Sender
 from protocols.errors import Aborted
 from secagg.labels import Label
 from secagg.noise import rounding
@@ -190,6 +190,16 @@ def joint_norm(clipping_norm: float, extras: int) -> float:
     return clipping_norm * sqrt(1.0 + extras * EXTRA**2)
 
 
+def to_integers(plan: Plan, values: NDArray[np.int64], rng: Rng = system) -> NDArray[np.int64]:
+    """From the grid of a plan to integers: by rounding that is part of the noise, if there is a finer grid.
+
+    Of zeros, it is what a client sends that has nothing to contribute, but must not be missing.
+    """
+    if not plan.rounding:
+        return values
+    return rounding(plan.grid_bits, plan.rounding).round(values, rng(SEED_BYTES))
+
+
 @dataclass(frozen=True, slots=True)
 class PrivateCodec:
     """How updates travel when their sum is to be differentially private: as `plan` says, in one round.
@@ -251,9 +261,9 @@ class PrivateCodec:
 
         Raises `ValueError` as `Codec.encode` does.
         """
-        return self._to_integers(self._on_grid(update, weight, rng, metrics), rng)
+        return to_integers(self.plan, self._one(update, weight, rng, metrics), rng)
 
-    def _on_grid(self, update: Floats, weight: int, rng: Rng, metrics: Sequence[float]) -> NDArray[np.int64]:
+    def _one(self, update: Floats, weight: int, rng: Rng, metrics: Sequence[float]) -> NDArray[np.int64]:
         """A contribution on the grid, of bounded norm."""
         exact = Codec(self.dim, self.clipping_norm, self.max_weight, 2, self.metrics)
         update = exact.checked(update, weight, metrics)
@@ -266,39 +276,21 @@ class PrivateCodec:
         joined *= weight / self.max_weight
         return self._rounded(rotate(joined, self.seed) * (self.plan.scale * (1 << self.plan.grid_bits)), rng)
 
-    def _to_integers(self, values: NDArray[np.int64], rng: Rng) -> NDArray[np.int64]:
-        """From the grid to integers: by rounding that is part of the noise, if there is a finer grid."""
-        if not self.plan.rounding:
-            return values
-        return rounding(self.plan.grid_bits, self.plan.rounding).round(values, rng(SEED_BYTES))
-
-    def encode_records(
-        self, updates: Floats, rng: Rng = system, metrics: Floats | None = None, sender: Sender | None = None
+    def on_grid(
+        self, updates: Iterable[Floats], rng: Rng = system, metrics: Iterable[Sequence[float]] | None = None
     ) -> NDArray[np.int64]:
-        """The sum of what each record contributes, encoded one by one: a row of `updates`, and of `metrics`.
+        """The sum, on the grid, of what each record contributes: one of `updates`, and of `metrics`.
 
-        Where records take turns, `sender` adds what is sent of those whose turn was before. Raises
-        `ValueError` as `encode` does, or for more records than the plan is for.
+        `to_integers` makes of it what is sent. Raises `ValueError` as `encode` does, or for more records than
+        the plan is for.
         """
-        updates = np.asarray(updates)
-        if updates.ndim != 2 or len(updates) > self.plan.records:
-            raise ValueError(
-                f"updates: expected at most {self.plan.records} rows, one a record, got {updates.shape}"
-            )
-        rows = np.zeros((len(updates), 0)) if metrics is None else np.asarray(metrics)
         total = np.zeros(self.length, np.int64)
-        for update, row in zip(updates, rows, strict=True):
-            total += self._on_grid(update, 1, rng, row)
-        return self._to_integers(total if sender is None else sender.send(total), rng)
-
-    def encode_sparse(self, entries: NDArray[np.int64], value: float, rng: Rng = system) -> NDArray[np.int64]:
-        """The sum of records each of which has `value` in one of `entries` and zeros elsewhere."""
-        total, update = np.zeros(self.length, np.int64), np.zeros(self.dim)
-        for entry in entries:
-            update[entry] = value
-            total += self._on_grid(update, 1, rng, ())
-            update[entry] = 0.0
-        return self._to_integers(total, rng)
+        rows = itertools.repeat(()) if metrics is None else metrics
+        for number, (update, row) in enumerate(zip(updates, rows, strict=metrics is not None)):
+            if number == self.plan.records:
+                raise ValueError(f"updates: expected at most {self.plan.records}, one a record")
+            total += self._one(update, 1, rng, row)
+        return total
 
     def _rounded(self, values: Floats, rng: Rng) -> NDArray[np.int64]:
         """Rounded without bias, again and again until the norm is allowed (conditional rounding).
@@ -340,9 +332,9 @@ class PrivateCodec:
         return back[: self.dim], max(1, round(weights))
 
     def decode_metrics(self, total: NDArray[Any], included: int) -> list[float]:
-        """The weighted mean of each metric, with noise: possibly outside its range."""
+        """The weighted mean of each metric, with noise, cut to its range."""
         back, _ = self._mean(total, included)
-        places = back[self.dim : self.dim + len(self.metrics)]
+        places = np.clip(back[self.dim : self.dim + len(self.metrics)], -1.0, 1.0)
         return [
             float(low + (high - low) * (place + 1.0) / 2.0)
             for place, (low, high) in zip(places, self.metrics, strict=True)

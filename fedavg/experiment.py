@@ -1,5 +1,6 @@
 """The comparison that `secagg demo` and `secagg train` show: alone, federated in the clear, federated
-under secure aggregation, and pooled, on one held-out test set.
+under secure aggregation, and pooled, on one held-out test set; or, with noise, alone and federated without it
+and with it (`run_private`).
 
 Everything is run for real: secure and plain federated averaging are two separate trainings, and that
 they agree bit for bit is measured, round by round.
@@ -24,12 +25,14 @@ from fedavg.partition import Partition
 from fedavg.privacy import Plan
 from fedavg.private import PrivateSGD, placed
 from fedavg.round import Dropouts, PlainSum, SecureSum
-from fedavg.server import FedAvg, Hospitals, Round
+from fedavg.server import FedAvg, Hospitals, Round, check_hospitals
+from fedavg.train import LocalSGD
 from protocols.errors import Aborted
-from protocols.graph import HONEST_BUT_CURIOUS, SECAGG, parameters
+from protocols.graph import parameters
 
 TEST_SHARE = 0.25
 LEAST_OF_A_CLASS = 8
+_PASSES = 60  # over pooled data, beside a training with noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,26 +175,28 @@ class PrivateOutcome:
     sizes: dict[str, int]
     test_size: int
     alone: dict[str, Score]
+    pooled: Score
     plain_scores: list[Score]
     rounds: list[Round]
     scores: list[Score]
     plan: Plan
     ledger: Ledger
-    aggregator: SecureSum
+    seeded: bool
     model: Arrays = field(repr=False)
 
 
 def run_private(
     data: Dataset, partition: Callable[[NDArray[np.int64]], Partition], settings: PrivateSGD,
     agreed: Mapping[str, Any], dropouts: Callable[[list[str]], Dropouts], ledger: Ledger, *, seed: int = 0,
-    colluding: int = 0, max_records: int | None = None, state: Path | None = None,
+    colluding: int | None = None, max_records: int | None = None, state: Path | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> PrivateOutcome:  # fmt: skip
     """Train with the guarantee that `ledger` is a budget of, and without any, on the same split.
 
     Features, and a float target, are brought to scale by the data set's public ranges: no statistics are
-    asked. `state` is as in `PrivateSGD.run`. For the rest see `run`. Raises `Aborted` if no round succeeds,
-    `BudgetSpent` if the ledger affords none.
+    asked. By default as many hospitals' noise is not counted on as may be corrupted. `seed` is of the split;
+    the one of `settings` reproduces the noise as well. `state` is as in `PrivateSGD.run`. For the rest see
+    `run`. Raises `Aborted` if no round succeeds, `BudgetSpent` if the ledger affords none.
     """
     tell = on_step or (lambda what, done, of: None)
     if data.ranges is None:
@@ -207,6 +212,7 @@ def run_private(
         low, high = data.ranges[features]
         y, width = placed(data.y[:, None], [(low, high)])[:, 0], (high - low) / 4
     hospitals: Hospitals = {name: (x[rows], y[rows]) for name, rows in parts.items()}
+    check_hospitals(hospitals, settings.max_records)
 
     def judge(params: Arrays) -> Score:
         found = score(settings.model, params, x[test], y[test], data.task)
@@ -216,21 +222,20 @@ def run_private(
     for done, name in enumerate(hospitals, 1):
         alone[name] = judge(replace(settings, turns=1).without_noise({name: hospitals[name]})[-1])
         tell("each hospital alone", done, len(hospitals))
+    # What one would do without any of this.
+    usual = FedAvg(settings.model, LocalSGD(1, 16, 0.05), seed=seed)
+    pooled = judge(_central(usual, x[train], y[train], _PASSES))
     plain = [judge(params) for params in settings.without_noise(hospitals)]
     tell("without noise", 1, 1)
-    wanted: dict[str, Any] = {
-        "corrupted": 0.1,
-        "dropout": 0.1,
-        "protocol": SECAGG,
-        "threat_model": HONEST_BUT_CURIOUS,
-    }
-    wanted |= {name: agreed[name] for name in wanted if name in agreed}
-    least = len(hospitals) - parameters(len(hospitals), **wanted).dropped
+    demands = {k: agreed[k] for k in ("corrupted", "dropout", "protocol", "threat_model") if k in agreed}
+    exact = parameters(len(hospitals), **{"corrupted": 0.1, "dropout": 0.1, **demands})
+    colluding = exact.corrupted if colluding is None else colluding
     found = settings.plan(
-        len(hospitals), ledger.epsilon, ledger.delta, colluding=colluding, least=max(least, 1)
-    )
+        len(hospitals), ledger.epsilon, ledger.delta, colluding=colluding,
+        least=max(exact.min_included, len(hospitals) - exact.dropped),
+    )  # fmt: skip
     agreed = {**agreed, "noise": found.noisy, "bits": found.bits}
-    aggregator = SecureSum(agreed, dropouts(sorted(parts)), seed)
+    aggregator = SecureSum(agreed, dropouts(sorted(parts)), settings.seed)
     rounds = settings.run(
         hospitals, aggregator, found, ledger, state=state,
         on_round=lambda r: tell("with noise", r.number + 1, settings.rounds),
@@ -240,8 +245,8 @@ def run_private(
         raise rounds[0].aborted
     metrics = ("accuracy", "AUC") if data.task == CLASSIFICATION else ("R²", "RMSE")
     return PrivateOutcome(
-        metrics, {name: len(rows) for name, rows in parts.items()}, len(test), alone, plain, rounds,
-        [judge(r.params) for r in rounds], found, ledger, aggregator, rounds[-1].params,
+        metrics, {name: len(rows) for name, rows in parts.items()}, len(test), alone, pooled, plain, rounds,
+        [judge(r.params) for r in rounds], found, ledger, settings.seed is not None, rounds[-1].params,
     )  # fmt: skip
 
 

@@ -14,9 +14,9 @@ for the same data.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -24,8 +24,10 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from fedavg.accounting import check_target, composed, epsilon_of, epsilon_sampled
 from fedavg.budget import BudgetSpent
-from fedavg.privacy import Plan, check_target, composed, epsilon_of, epsilon_sampled
+from fedavg.files import alone, replace_file
+from fedavg.privacy import Plan
 from protocols.errors import Aborted
 from protocols.machine import Aggregate
 
@@ -34,8 +36,8 @@ class Release(msgspec.Struct, frozen=True):
     """One sum with noise: it was `mu`-GDP, with the noise of `honest` of `included` clients.
 
     Not `completed` if it was aborted after a reveal, or never heard of again. Not `bounded` if it had less
-    noise than it should: what it told, nobody knows. Where contributions take turns, `counts` says by which
-    factor it told more of those of each turn.
+    noise than it should: what it told, nobody knows. Where contributions take turns, `factors` says by
+    how much more it told of those of each turn.
     """
 
     task: str
@@ -46,7 +48,7 @@ class Release(msgspec.Struct, frozen=True):
     completed: bool
     bounded: bool = True
     sampling: float = 1.0
-    counts: tuple[int, ...] = ()
+    factors: tuple[int, ...] = ()
 
 
 class _Content(msgspec.Struct, forbid_unknown_fields=True):
@@ -54,9 +56,6 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     delta: float
     unit: str
     releases: list[Release]
-
-    def to_bytes(self) -> bytes:
-        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
 
 
 @dataclass
@@ -67,50 +66,43 @@ class Ledger:
     the sample, the server included. `spent_if_seen` is the number against who does.
 
     unit      what is protected, in words: "one patient's record", "one hospital's whole contribution"
-    path      a JSON file, read if it is there and written, whole, at every charge
+    path      a JSON file, read if it is there and written, whole, at every change; any number of processes
+              may spend from it, one at a time, each within a budget of its own
 
-    Raises `ValueError` for a file that is not a ledger, or is one of another budget or unit.
+    Raises `ValueError` for a file that is not a ledger, or is one of another delta or unit.
     """
 
     epsilon: float
     delta: float
     unit: str
     path: Path | None = None
-    releases: list[Release] = field(default_factory=list)
+    releases: list[Release] = field(default_factory=list, init=False)
+    _reserved: tuple[str, int] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_target(self.epsilon, self.delta)
-        self._known: bytes | None = None
-        if self.path is not None and self.path.exists():
-            try:
-                self._known = self.path.read_bytes()
-            except OSError as error:
-                raise ValueError(f"{self.path}: the ledger cannot be read: {error}") from None
-            self.load(self._known)
+        self._read()
 
     @property
     def spent(self) -> float:
         """The epsilon of all releases together, at `delta`."""
-        return self._epsilon()
+        return self._epsilon(_costs(self.releases))
 
     @property
     def spent_if_seen(self) -> float:
         """The same against who sees which records were sampled in each round."""
-        if not all(release.bounded for release in self.releases):
-            return inf
-        return epsilon_of(composed(mu for mu, _ in _costs(self.releases)), self.delta)
+        return self._epsilon([(mu, 1.0) for mu, _ in _costs(self.releases)])
 
-    def _epsilon(self, *more: Release) -> float:
+    def _epsilon(self, costs: Sequence[tuple[float, float]]) -> float:
         if not all(release.bounded for release in self.releases):
             return inf
-        spent = _costs([*self.releases, *more])
-        if all(sampling == 1.0 for _, sampling in spent):
-            return epsilon_of(composed(mu for mu, _ in spent), self.delta)
-        return epsilon_sampled(spent, self.delta)
+        if all(sampling == 1.0 for _, sampling in costs):
+            return epsilon_of(composed(mu for mu, _ in costs), self.delta)
+        return epsilon_sampled(costs, self.delta)
 
     def check(self, task: str, round: int, plan: Plan) -> None:
         """Raise `BudgetSpent` if this round would go beyond the budget. A hair beyond is rounding."""
-        after = self._epsilon(_planned(task, round, plan))
+        after = self._epsilon(_costs([*self.releases, _planned(task, round, plan)]))
         if after > self.epsilon * (1 + 1e-6):
             raise BudgetSpent(
                 f"privacy: epsilon {self.spent:.4g} of {self.epsilon:g} is spent, and another round would "
@@ -118,89 +110,106 @@ class Ledger:
             )
 
     def reserve(self, task: str, round: int, plan: Plan) -> None:
-        """Charge a round of `plan` before it begins; `BudgetSpent` if that would go beyond the budget."""
-        self.check(task, round, plan)
-        self.charge(_planned(task, round, plan))
+        """Charge a round of `plan` before it begins; `BudgetSpent` if that would go beyond the budget.
+
+        It is on the disk, if there is a file, when this returns, or not at all.
+        """
+        with self._alone():
+            self.check(task, round, plan)
+            self._keep([*self.releases, _planned(task, round, plan)])
+        self._reserved = (task, round)
 
     def settle(self, result: Aggregate | Aborted, plan: Plan) -> None:
         """Say what became of the round that was reserved last; before its sum is used.
 
         Raises `ValueError` for a sum with less noise than planned, and nothing more can be afforded then.
         """
-        reserved = self.releases[-1]
-        if isinstance(result, Aborted):
-            if not result.revealed:
-                self._replace_last()
-            return
-        included = len(result.included)
-        honest = included - plan.colluding
-        enough = result.noise >= plan.variance * (1 - 1e-12) and result.carried == plan.rounding
+        with self._alone():
+            releases = list(self.releases)
+            (place,) = [i for i, r in enumerate(releases) if (r.task, r.round) == self._reserved][-1:]
+            if isinstance(result, Aborted):
+                if not result.revealed:
+                    del releases[place]
+                    self._keep(releases)
+                return
+            included = len(result.included)
+            honest = included - plan.colluding
+            enough = result.noise >= plan.variance * (1 - 1e-12) and result.carried == plan.rounding
+            mu = plan.mu_with(result.noise, honest) if enough else releases[place].mu
+            releases[place] = replace(
+                releases[place], mu=mu, included=included, honest=honest if enough else 0, completed=True,
+                bounded=enough,
+            )  # fmt: skip
+            self._keep(releases)
         if not enough:
-            self._replace_last(replace(reserved, included=included, completed=True, bounded=False))
             raise ValueError(
                 f"aggregate: expected a sum with noise of variance {plan.variance:.4g} at least, "
                 f"{plan.rounding} of it in each vector; got {result.noise:.4g} and {result.carried:g}: "
                 "what it tells has no bound"
             )
-        mu = plan.mu_with(result.noise, honest)
-        self._replace_last(replace(reserved, mu=mu, included=included, honest=honest, completed=True))
-
-    def charge(self, release: Release) -> None:
-        """Record a release; on the disk, if there is a file, when this returns, or not at all."""
-        self._set([*self.releases, release])
-
-    def _replace_last(self, *release: Release) -> None:
-        self._set([*self.releases[:-1], *release])
-
-    def _set(self, releases: list[Release]) -> None:
-        if self.path is not None:
-            try:
-                found = self.path.read_bytes() if self.path.exists() else None
-                if found != self._known:
-                    raise ValueError(f"{self.path}: somebody else has written this ledger: read it again")
-                self._write(self.path, _Content(self.epsilon, self.delta, self.unit, releases).to_bytes())
-            except OSError as error:
-                raise ValueError(f"{self.path}: the ledger cannot be written: {error}") from None
-        self.releases = releases
 
     def dump(self) -> bytes:
         """All of it as JSON, as it stands in a file."""
-        return _Content(self.epsilon, self.delta, self.unit, self.releases).to_bytes()
+        content = _Content(self.epsilon, self.delta, self.unit, self.releases)
+        return msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
 
     def load(self, data: bytes) -> None:
-        """Go on from what `dump` gave; `ValueError` for anything else, or another budget or unit."""
+        """Go on from what `dump` gave, with the budget that is here.
+
+        Raises `ValueError` for anything else, or another delta or unit.
+        """
         name = self.path or "ledger"
         try:
             found = msgspec.json.decode(data, type=_Content)
         except msgspec.MsgspecError as error:
             raise ValueError(f"{name}: expected a ledger of privacy, got something else: {error}") from None
         if any(
-            not (0 < r.mu <= 1e6 and 0 < r.sampling <= 1 and all(0 <= c < 1 << 32 for c in r.counts))
+            not (0 < r.mu <= 1e6 and 0 < r.sampling <= 1 and all(0 <= f < 1 << 32 for f in r.factors))
             for r in found.releases
         ):
             raise ValueError(f"{name}: expected a ledger of privacy, a release has an impossible cost")
-        mine, theirs = (self.epsilon, self.delta, self.unit), (found.epsilon, found.delta, found.unit)
-        if mine != theirs:
+        if (self.delta, self.unit) != (found.delta, found.unit):
             raise ValueError(
-                f"{name}: it is a ledger for epsilon {theirs[0]:g}, delta {theirs[1]:g}, {theirs[2]}; asked "
-                f"for was epsilon {mine[0]:g}, delta {mine[1]:g}, {mine[2]}"
+                f"{name}: it is a ledger for delta {found.delta:g}, {found.unit}; asked for was delta "
+                f"{self.delta:g}, {self.unit}"
             )
         self.releases = found.releases
 
-    def _write(self, path: Path, data: bytes) -> None:
-        beside = path.with_name(path.name + ".new")
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        self._known = data
+    def _read(self) -> None:
+        if self.path is not None and self.path.exists():
+            try:
+                data = self.path.read_bytes()
+            except OSError as error:
+                raise ValueError(f"{self.path}: the ledger cannot be read: {error}") from None
+            self.load(data)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else changes the file meanwhile, and what others have changed is read."""
+        if self.path is None:
+            yield
+            return
+        try:
+            with alone(self.path):
+                self._read()
+                yield
+        except OSError as error:
+            raise ValueError(f"{self.path}: the ledger cannot be written: {error}") from None
+
+    def _keep(self, releases: list[Release]) -> None:
+        before, self.releases = self.releases, releases
+        if self.path is not None:
+            try:
+                replace_file(self.path, self.dump())
+            except OSError:
+                self.releases = before
+                raise
 
 
 def _planned(task: str, round: int, plan: Plan) -> Release:
     """What a round costs if nothing more is heard of it."""
-    counts = plan.counts(round) if plan.turns > 1 else ()
-    return Release(task, round, plan.mu, 0, 0, False, True, plan.sampling, counts)
+    factors = plan.factors(round) if plan.turns > 1 else ()
+    return Release(task, round, plan.mu, 0, 0, False, True, plan.sampling, factors)
 
 
 def _costs(releases: Iterable[Release]) -> list[tuple[float, float]]:
@@ -210,11 +219,11 @@ def _costs(releases: Iterable[Release]) -> list[tuple[float, float]]:
     """
     costs, by_turn = [], defaultdict[tuple[str, int], list[Release]](list)
     for release in releases:
-        if release.counts:
-            by_turn[release.task, len(release.counts)].append(release)
+        if release.factors:
+            by_turn[release.task, len(release.factors)].append(release)
         else:
             costs.append((release.mu, release.sampling))
     for (_, turns), theirs in by_turn.items():
-        told = (composed(r.mu * r.counts[turn] for r in theirs) for turn in range(turns))
+        told = (composed(r.mu * r.factors[turn] for r in theirs) for turn in range(turns))
         costs.append((max(told), 1.0))
     return costs

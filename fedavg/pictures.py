@@ -146,7 +146,14 @@ def private_curves(outcome: PrivateOutcome, title: str, path: Path) -> None:
         axes.axhline(found.first, color=_INK["alone"], lw=1.0, label=label)
     rounds = [r.number + 1 for r in outcome.rounds]
     plain = [s.first for s in outcome.plain_scores]
-    axes.plot(rounds, plain, color=_INK["plain"], lw=2.5, alpha=0.8, label="together, without noise")
+    axes.plot(
+        range(1, len(plain) + 1),
+        plain,
+        color=_INK["plain"],
+        lw=2.5,
+        alpha=0.8,
+        label="together, without noise",
+    )
     axes.plot(
         rounds, [s.first for s in outcome.scores], color=_INK["secure"], lw=1.6, marker="o", ms=3.5,
         label=f"together, epsilon {outcome.ledger.epsilon:g}",

@@ -1,9 +1,9 @@
 """Training with a guarantee for every patient: gradient descent on sums with noise.
 
 Each round, every hospital computes the gradient of each of its records alone, clips it, and adds them up as
-integers; the clients' own noise is in the sum before anyone sees it (DP-SGD, Abadi et al., CCS 2016, with
-all records in every batch and the noise distributed). The server divides by the noisy number of records
-and takes a step with momentum, which costs no further privacy.
+integers; the clients' own noise is in the sum before anyone sees it (DP-SGD, Abadi et al., CCS 2016, with the
+noise distributed; in a round are all records, a secret sample of them, or those whose turn it is). The server
+divides by the noisy number of records and takes a step with momentum, which costs no further privacy.
 
 What one record changes is bounded, and so is what anybody learns of it: the guarantee of `Plan` with one
 record as the contribution. A hospital's records together are protected by less.
@@ -14,9 +14,12 @@ public ranges, learning rate, clipping norm, number of rounds.
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from math import exp
 from pathlib import Path
 from typing import Any, Literal
@@ -27,19 +30,21 @@ from numpy.typing import NDArray
 
 from fedavg.budget import BudgetSpent
 from fedavg.clip import clip_l2
-from fedavg.codec import PrivateCodec, joint_norm
+from fedavg.codec import PrivateCodec, joint_norm, to_integers
+from fedavg.files import replace_file
 from fedavg.ledger import Ledger
 from fedavg.models import Model, Targets
 from fedavg.params import Arrays, Floats, Layout
 from fedavg.privacy import Plan, plan
 from fedavg.round import Aggregator
-from fedavg.server import Hospitals, Round
+from fedavg.server import Hospitals, Round, check_hospitals
 from fedavg.turns import Receiver, Sender
 from protocols.errors import Aborted
 from protocols.session import hash_model
 from secagg.randomness import Rng, seeded, system
 
 UNIT = "one record, there or not"
+MOMENTUM = 0.5
 
 
 @dataclass
@@ -51,7 +56,7 @@ class _Progress:
     norm: float
     senders: dict[str, Sender]
     receiver: Receiver
-    counts: deque[float]
+    record_counts: deque[float]
     seed: bytes
 
 
@@ -68,14 +73,14 @@ class PrivateSGD:
     turns, turns_of
                    only each `turns`-th of every hospital's "records", or of the "hospitals", is in a round:
                    that much less work, and noise that cancels over rounds (see `fedavg.turns`)
-    seed           of the initial parameters and of rounding; None rounds from the system's generator. As
+    seed           of the initial parameters, rounding and samples; None takes the system's generator. As
                    rounding is part of the noise, there is no guarantee against who knows the seed
     """
 
     model: Model
     rounds: int = 30
     learning_rate: float = 1.0
-    momentum: float = 0.5
+    momentum: float = MOMENTUM
     clipping_norm: float = 1.0
     quantile: float | None = None
     sampling: float = 1.0
@@ -109,13 +114,12 @@ class PrivateSGD:
             turns=self.turns, momentum=self.momentum,
         )  # fmt: skip
 
-    @property
-    def _settings(self) -> str:
+    def _settings(self, plan: Plan) -> str:
         """What a training that goes on must have in common with what was kept of it."""
         return (
             f"learning_rate {self.learning_rate}, momentum {self.momentum}, "
             f"clipping_norm {self.clipping_norm}, quantile {self.quantile}, sampling {self.sampling}, "
-            f"turns {self.turns} of {self.turns_of}, seed {self.seed}"
+            f"turns {self.turns} of {self.turns_of}, seed {self.seed}, colluding {plan.colluding}"
         )
 
     @property
@@ -130,14 +134,15 @@ class PrivateSGD:
         """Train; returns every round, the last one holding the final parameters.
 
         Ends before a round that the ledger cannot afford. `state` is a file in which the training is kept
-        after each round, and from which it goes on if it is there. Raises `BudgetSpent` if the ledger affords
+        after each round, and from which it goes on if it is there; what was combined over rounds begins anew,
+        so that noise of rounds before does not cancel any more. Raises `BudgetSpent` if the ledger affords
         no round at all, `ValueError` where `aggregate` sums without the noise of `plan`.
         """
         params = self.model.initial(np.random.default_rng(self.seed))
         layout = Layout.of(params)
         velocity, norm, first = np.zeros(layout.dim), self.clipping_norm, 0
         if state is not None and state.exists():
-            params, velocity, norm, first = _read_state(state, layout, self._settings)
+            params, velocity, norm, first = _read_state(state, layout, self._settings(plan))
         if (plan.turns, plan.sampling) != (self.turns, self.sampling):
             raise ValueError(
                 f"plan: expected one for turns {self.turns} and sampling {self.sampling}, got {plan.turns} "
@@ -147,28 +152,34 @@ class PrivateSGD:
             raise ValueError(
                 f"turns: expected at most {len(hospitals)}, one for each hospital, got {self.turns}"
             )
+        check_hospitals(hospitals, self.max_records)
         done = [release.round + 1 for release in ledger.releases if release.task == task]
         if state is not None and done and not first:
             raise ValueError(f"{state}: the ledger has {len(done)} rounds of a training that is not here")
+        if first and not done:
+            raise ValueError(f"{state}: {first} rounds are done that the ledger does not know: is it lost?")
         # A round that was charged but is not in the state was lost: its number is used up all the same.
         first = max([first, *done])
         if first >= self.rounds:
-            raise ValueError(f"rounds: {first} are done, and no more than {self.rounds} were asked for")
+            raise ValueError(
+                f"rounds: {first} are done, and no more than {self.rounds} were asked for"
+                + ("" if state is None else f": ask for more, or take the parameters from {state}")
+            )
         now = _Progress(
-            params, velocity, norm, {name: Sender(plan.weights) for name in hospitals},
-            Receiver(plan.weights), deque(maxlen=plan.turns), hash_model(*params),
+            params, velocity, norm, {name: Sender(plan.coefficients) for name in hospitals},
+            Receiver(plan.coefficients), deque(maxlen=plan.turns), hash_model(*params),
         )  # fmt: skip
         history: list[Round] = []
         for number in range(first, self.rounds):
             try:
-                ledger.check(task, number, plan)
+                ledger.reserve(task, number, plan)
             except BudgetSpent:
                 if not history:
                     raise
                 break
             history.append(self._round(number, now, layout, hospitals, aggregate, plan, task, ledger))
             if state is not None:
-                _write_state(state, self._settings, now.params, now.velocity, now.norm, number + 1)
+                _write_state(state, self._settings(plan), now.params, now.velocity, now.norm, number + 1)
             if on_round is not None:
                 on_round(history[-1])
         return history
@@ -186,30 +197,24 @@ class PrivateSGD:
         vectors = {}
         for place, name in enumerate(sorted(hospitals)):
             x, y = hospitals[name]
-            if len(y) < 1 or len(x) != len(y):
-                raise ValueError(
-                    f"hospital {name}: expected records and as many targets, got {len(x)}, {len(y)}"
-                )
-            rng = self._rounding(task, number, name)
+            rng = self._rng(task, number, name)
             chosen = self._on_turn(_sample(len(y), plan.sampling, rng), place, number)
             gradients = by_record(self.model, now.params, layout, x[chosen], y[chosen]) / now.norm
             short = (np.linalg.norm(gradients, axis=1, keepdims=True) <= 1.0).astype(np.float64)
-            vectors[name] = codec.encode_records(gradients, rng, short[:, : len(below)], now.senders[name])
-        ledger.reserve(task, number, plan)
+            grid = codec.on_grid(gradients, rng, short[:, : len(below)])
+            vectors[name] = to_integers(plan, now.senders[name].send(grid), rng)
         result = aggregate(vectors, codec.bound, number, model_hash)
-        ledger.settle(result, plan)
-        estimate = now.receiver.receive(None if isinstance(result, Aborted) else codec.sums(result.sum))
-        try:
-            if isinstance(result, Aborted):
-                raise result
-            assert estimate is not None
-            # In turns: of as many rounds as it takes for everybody's, for the noise cancels in a total only.
-            now.counts.append(float(estimate[-1]))
-            records = float(np.mean(now.counts))
-            if not records > 0:
-                raise Aborted("sum", "the noisy number of records is not positive", revealed=True)
-        except Aborted as aborted:
-            return Round(number, now.params, (), aborted.faults, 0, 0.0, aborted)
+        ledger.settle(result, plan)  # reserved before the round began
+        if isinstance(result, Aborted):
+            now.receiver.skip()
+            return Round(number, now.params, (), result.faults, 0, 0.0, result)
+        estimate = now.receiver.receive(codec.sums(result.sum))
+        # In turns: of as many rounds as it takes for everybody's, for the noise cancels in a total only.
+        now.record_counts.append(float(estimate[-1]))
+        records = float(np.mean(now.record_counts))
+        if not records > 0:
+            none = Aborted("sum", "the noisy number of records is not positive", revealed=True)
+            return Round(number, now.params, (), result.faults, 0, 0.0, none)
         now.velocity *= self.momentum
         now.velocity -= self.learning_rate * now.norm * estimate[: layout.dim] / records
         now.params = layout.restore(layout.flatten(now.params) + now.velocity)
@@ -227,7 +232,10 @@ class PrivateSGD:
         return found
 
     def without_noise(self, hospitals: Hospitals) -> list[Arrays]:
-        """The same training with exact sums in the clear and no guarantee: parameters after each round."""
+        """Training with exact sums in the clear and no guarantee: parameters after each round.
+
+        Otherwise the same, but of all records where others are sampled, and at a fixed clipping norm.
+        """
         params = self.model.initial(np.random.default_rng(self.seed))
         layout = Layout.of(params)
         velocity, history = np.zeros(layout.dim), []
@@ -248,7 +256,7 @@ class PrivateSGD:
             history.append(params)
         return history
 
-    def _rounding(self, task: str, number: int, name: str) -> Rng:
+    def _rng(self, task: str, number: int, name: str) -> Rng:
         if self.seed is None:
             return system
         parts = (self.seed.to_bytes(16, "big"), task.encode(), number.to_bytes(8, "big"), name.encode())
@@ -261,16 +269,20 @@ _NORM_RATE = 0.2  # the paper's, section 3
 def _write_state(
     path: Path, settings: str, params: Arrays, velocity: Floats, norm: float, rounds: int
 ) -> None:
-    """Whole or not at all."""
-    beside = path.with_name(path.name + ".new")
     content: dict[str, Any] = {f"parameter_{i}": array for i, array in enumerate(params)}
+    content |= {"settings": np.array(settings), "velocity": velocity}
+    data = BytesIO()
+    np.savez(data, allow_pickle=False, progress=np.array([rounds, norm]), **content)
     try:
-        with beside.open("wb") as file:
-            content |= {"settings": np.array(settings), "velocity": velocity}
-            np.savez(file, allow_pickle=False, progress=np.array([rounds, norm]), **content)
-        beside.replace(path)
+        replace_file(path, data.getvalue())
     except OSError as error:
         raise ValueError(f"{path}: the training cannot be kept: {error}") from None
+
+
+_UNREADABLE = (
+    OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError, BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
+"""What numpy and zipfile raise for files that are damaged."""
 
 
 def _read_state(path: Path, layout: Layout, settings: str) -> tuple[Arrays, Floats, float, int]:
@@ -281,7 +293,7 @@ def _read_state(path: Path, layout: Layout, settings: str) -> tuple[Arrays, Floa
             rounds, norm = (float(value) for value in found["progress"])
             if velocity.dtype != np.float64 or not (0 <= rounds < 2**31 and 0 < norm < np.inf):
                 raise ValueError
-    except (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile):
+    except _UNREADABLE:
         raise ValueError(f"{path}: expected a training that was kept here, got something else") from None
     if Layout.of(params) != layout or velocity.shape != (layout.dim,):
         raise ValueError(f"{path}: it is of another model")

@@ -1,8 +1,7 @@
 """Floats to integers on a grid, without bias: stochastic rounding from a cryptographic stream.
 
 A value between two grid points goes up with a probability equal to its distance from the lower one, so
-its expectation is the value itself, and the error is below one step for every entry. The stream is
-cryptographic because rounding will be part of the privacy mechanism.
+its expectation is the value itself, and the error is below one step for every entry.
 """
 
 from __future__ import annotations

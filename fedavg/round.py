@@ -16,6 +16,7 @@ from protocols.errors import Aborted, Fault
 from protocols.machine import Aggregate
 from protocols.simulator import Cost, simulate
 from protocols.wire import SERVER
+from secagg.randomness import system
 
 Vectors = Mapping[str, NDArray[np.int64]]
 Dropouts = Mapping[int, Mapping[str, str]]
@@ -64,13 +65,14 @@ class SecureSum:
     """A whole secure-aggregation session in memory for each round, with dropouts on schedule.
 
     agreed    what `protocols.session.Session` takes: protocol, threat_model, corrupted, dropout ...
-    seed      of the simulation: keys and masks are reproducible, so this is for simulations only
+    seed      of the simulation: keys, masks and noise are reproducible, by anyone who knows it; None takes
+              the system's generator
     costs     filled while it runs: party -> what it spent in all rounds
     """
 
     agreed: Mapping[str, Any] = field(default_factory=dict)
     dropouts: Dropouts = field(default_factory=dict)
-    seed: int = 0
+    seed: int | None = 0
     on_event: Event | None = None
     costs: dict[str, Cost] = field(default_factory=dict)
 
@@ -78,8 +80,9 @@ class SecureSum:
         self, vectors: Vectors, bound: int, round: int, model_hash: bytes = bytes(32)
     ) -> Aggregate | Aborted:
         """Run the session of one round."""
+        secret = int.from_bytes(system(32), "big") if self.seed is None else (self.seed << 32) + round
         run = simulate(
-            vectors, bound=bound, drop=self.dropouts.get(round), seed=(self.seed << 32) + round,
+            vectors, bound=bound, drop=self.dropouts.get(round), seed=secret,
             on_event=self.on_event, round=round, model_hash=model_hash, **self.agreed,
         )  # fmt: skip
         for party, stages in run.costs.items():

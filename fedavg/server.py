@@ -25,6 +25,15 @@ Hospitals = Mapping[str, tuple[Floats, Targets]]
 """Name -> (records, targets)."""
 
 
+def check_hospitals(hospitals: Hospitals, most: int | None) -> None:
+    """Raise `ValueError` unless each has records, as many targets, and not more than `most`."""
+    for name, (x, y) in hospitals.items():
+        if len(y) < 1 or len(x) != len(y):
+            raise ValueError(f"hospital {name}: expected records and as many targets, got {len(x)}, {len(y)}")
+        if most is not None and len(y) > most:
+            raise ValueError(f"hospital {name}: {len(y)} records are more than the {most} that are allowed")
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """What one round did. `change` is the L2 norm of the mean update; `aborted` why there was none."""
@@ -78,6 +87,8 @@ class FedAvg:
         layout = Layout.of(params)
         if not layout.dim:
             raise ValueError("model: expected at least one array of floats: there is nothing to average")
+        self.codec(layout.dim)  # says what is wrong before any training
+        check_hospitals(hospitals, self.max_weight if self.weighted else None)
         history: list[Round] = []
         for number in range(self.rounds):
             done = self._round(number, params, layout, hospitals, aggregate)
@@ -100,14 +111,6 @@ class FedAvg:
         vectors = {}
         for place, name in enumerate(sorted(hospitals)):
             x, y = hospitals[name]
-            if len(y) < 1 or len(x) != len(y):
-                raise ValueError(
-                    f"hospital {name}: expected records and as many targets, got {len(x)}, {len(y)}"
-                )
-            if self.weighted and len(y) > self.max_weight:
-                raise ValueError(
-                    f"hospital {name}: {len(y)} records are more than max_weight, {self.max_weight}"
-                )
             order = np.random.default_rng(None if self.seed is None else [self.seed, number, place])
             trained = self.local(self.model, params, x, y, order)
             weight = len(y) if self.weighted else 1

@@ -19,8 +19,9 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from fedavg.accounting import check_target
 from fedavg.codec import Codec, PrivateCodec, joint_norm
-from fedavg.privacy import Plan, check_target, plan
+from fedavg.privacy import Plan, plan
 from protocols.errors import LocalError, RemoteError
 from protocols.graph import HONEST_BUT_CURIOUS, SECAGG, whole
 from protocols.session import Session

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from fedavg.accounting import mu_of
 from fedavg.cli import cli
 from fedavg.datasets import breast_cancer, diabetes, from_csv
 from fedavg.ledger import Ledger
-from fedavg.privacy import mu_of
 from fedavg.private import UNIT
 
 
@@ -58,7 +58,7 @@ def test_the_demo_with_a_guarantee(tmp_path: Path) -> None:
     assert "Guarantee: epsilon 3 at delta 1e-05 for one record, there or not" in printed
     assert "together, with the guarantee 0.9" in printed
     assert "of 7 to 10 hospitals" in printed
-    assert "every hospital adds its noise" in printed
+    assert "at most 3 of the hospitals leave out their noise" in printed
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -70,7 +70,7 @@ def test_train_with_a_guarantee_writes_what_was_asked(tmp_path: Path) -> None:
         works(*words, "--rounds", 8, "--json", scores, "--save", model, "--state", state,
               "--picture", tmp_path / "p.png")
     )  # fmt: skip
-    assert "no more than 1 hospitals leave out their noise" in printed
+    assert "at most 1 of the hospitals leave out their noise" in printed
     found = json.loads(scores.read_text())
     assert len(found["with_noise"]) == 8
     assert found["with_noise"][-1]["accuracy"] > 0.85
@@ -104,8 +104,8 @@ def test_a_quantity_and_public_ranges_of_a_file(table: Path) -> None:
     printed = works(*words, *ranges, "--rounds", 40)
     score = float(printed.split("together, with the guarantee")[1].split()[0])
     assert score > 0.5
-    assert "needs the public range of every column: --range age:LOW:HIGH" in one_line(fails(*words))
-    assert "and so on for 1 of them" in one_line(fails(*words, *ranges[:4]))
+    assert "--range 'age:LOW:HIGH' --range 'dose:LOW:HIGH' --range 'target:LOW" in one_line(fails(*words))
+    assert "not from the data: --range 'target:LOW:HIGH' (target is" in one_line(fails(*words, *ranges[:4]))
 
 
 def test_a_class_of_a_file(table: Path) -> None:
@@ -206,8 +206,8 @@ def test_sampling_is_planned_and_trained_with() -> None:
 
 def test_turns_are_planned_and_trained_with() -> None:
     printed = one_line(works("privacy", "--turns", 5, "--epsilon", 1, "--max-records", 64))
-    assert "counts 4, 2, 2, 1, 1 in it" in printed
-    assert "their error is 0.62 times what it would be with independent noise" in printed
+    assert "times 4, 3, 2, 2, 2 in it" in printed
+    assert "their error is 0.65 times what it would be with independent noise" in printed
     printed = one_line(works("train", "--epsilon", 8, "--turns", 3, "--turns-of", "hospitals"))
     assert "In each round are those whose turn it is, one in 3." in printed
     assert "--turns-of goes with --epsilon" in fails("train", "--turns-of", "hospitals")
@@ -224,3 +224,38 @@ def test_what_accuracy_is_left_is_found_by_training(tmp_path: Path) -> None:
     (found,) = json.loads(works(*words, "--epsilon", 8, "--json"))
     assert found["plan"]["epsilon"] == 8
     assert "--dim does not go with --dataset" in fails(*words, "--dim", 9)
+
+
+def test_nobody_can_repeat_the_noise_unless_a_seed_was_given(tmp_path: Path) -> None:
+    """By default the seed is of the split alone: who knew that of the noise could take it out again."""
+    words = ("train", "--epsilon", 2, "--rounds", 2, "--hospitals", 4, "--save", tmp_path / "model.npz")
+
+    def model(*more: object) -> tuple[list[float], str]:
+        printed = one_line(works(*words, *more))
+        with np.load(tmp_path / "model.npz") as found:
+            return found["parameter_0"].ravel().tolist(), printed
+
+    warning = "came from the --seed that was given: to who knows it, nothing is guaranteed"
+    (one, said), (two, _) = model(), model()
+    assert one != two
+    assert warning not in said
+    (one, said), (two, _) = model("--seed", 0), model("--seed", 0)
+    assert one == two
+    assert warning in said
+    assert "--delta goes with --epsilon" in fails("train", "--delta", 0.3)
+
+
+def test_a_training_goes_on_and_draws_its_picture(tmp_path: Path) -> None:
+    words = ("train", "--epsilon", 4, "--hospitals", 4, "--state", tmp_path / "state")
+    works(*words, "--rounds", 3)
+    picture = tmp_path / "curves.png"
+    (tmp_path / "state.ledger.json").rename(tmp_path / "elsewhere")
+    assert "that the ledger does not know: is it lost?" in one_line(fails(*words, "--rounds", 6))
+    (tmp_path / "elsewhere").rename(tmp_path / "state.ledger.json")
+    assert "3 are done, and no more than 3 were asked for: ask for more" in one_line(
+        fails(*words, "--rounds", 3)
+    )
+    printed = one_line(works(*words[:2], 9, *words[3:], "--rounds", 6, "--picture", picture))
+    assert "3 of 3 rounds gave a sum" in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "colluding 1" in one_line(fails(*words, "--rounds", 9, "--colluding", 1))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from math import inf
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fedavg.accounting import epsilon_of, mu_of
 from fedavg.budget import BudgetSpent
-from fedavg.ledger import Ledger, Release
-from fedavg.privacy import epsilon_of, mu_of, plan
+from fedavg.ledger import Ledger
+from fedavg.privacy import plan
 from protocols.errors import Aborted
 from protocols.machine import Aggregate
 
@@ -24,10 +28,6 @@ MU = mu_of(2.0, 1e-3) / 2
 def summed(noise: float, included: int = 10) -> Aggregate:
     names = tuple(f"c{i}" for i in range(included))
     return Aggregate(np.zeros(10, np.int64), names, {}, (), noise)
-
-
-def release(mu: float = MU, round: int = 0) -> Release:
-    return Release("t", round, mu, 10, 9, True)
 
 
 def test_the_budget_is_for_as_many_rounds_as_were_planned() -> None:
@@ -88,29 +88,74 @@ def test_a_round_that_was_never_heard_of_again_stays_charged(tmp_path: Path) -> 
     assert not after.releases[0].completed
 
 
-def test_two_ledgers_of_one_file_do_not_hide_what_the_other_spent(tmp_path: Path) -> None:
+def test_two_ledgers_of_one_file_see_what_the_other_spent(tmp_path: Path) -> None:
     path = tmp_path / "ledger.json"
     one, two = (Ledger(2.0, 1e-3, "one record", path) for _ in range(2))
-    one.reserve("t", 0, PLAN)
-    with pytest.raises(ValueError, match="somebody else has written this ledger"):
-        two.reserve("t", 0, PLAN)
-    assert len(Ledger(2.0, 1e-3, "one record", path).releases) == 1
-    assert two.releases == []
+    for number in range(2):
+        one.reserve("a", number, PLAN)
+        two.reserve("b", number, PLAN)
+    one.settle(Aborted("keys", "none"), PLAN)  # its own round, not the last in the file
+    assert [(r.task, r.round) for r in one.releases] == [("a", 0), ("b", 0), ("b", 1)]
+    two.settle(summed(PLAN.variance * 1.1), PLAN)
+    assert [r.completed for r in Ledger(2.0, 1e-3, "one record", path).releases] == [False, False, True]
+
+
+def _spend(path: str) -> int:
+    ledger, spent = Ledger(2.0, 1e-3, "one record", Path(path)), 0
+    try:
+        for number in range(10):
+            ledger.reserve(str(os.getpid()), number, PLAN)
+            spent += 1
+    except BudgetSpent:
+        pass
+    return spent
+
+
+def test_processes_at_once_never_spend_more_than_there_is(tmp_path: Path) -> None:
+    """Four have a budget for four rounds together."""
+    with ProcessPoolExecutor(4, get_context("spawn")) as pool:
+        spent = list(pool.map(_spend, [str(tmp_path / "ledger.json")] * 4))
+    assert sum(spent) == 4
+    assert len(Ledger(2.0, 1e-3, "one record", tmp_path / "ledger.json").releases) == 4
 
 
 def test_a_file_goes_on_where_it_was(tmp_path: Path) -> None:
     path = tmp_path / "ledger.json"
     one = Ledger(2.0, 1e-3, "one record", path)
     assert not path.exists()
-    one.charge(release())
-    one.charge(release(round=1))
+    one.reserve("t", 0, PLAN)
+    one.reserve("t", 1, PLAN)
     two = Ledger(2.0, 1e-3, "one record", path)
     assert two.releases == one.releases
     assert two.spent == one.spent
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["ledger.json"]
-    for other in ({"epsilon": 3.0}, {"delta": 1e-4}, {"unit": "one hospital"}):
-        with pytest.raises(ValueError, match=r"it is a ledger for epsilon 2, delta 0\.001, one record"):
+    assert not (tmp_path / "ledger.json.new").exists()
+    for other in ({"delta": 1e-4}, {"unit": "one hospital"}):
+        with pytest.raises(ValueError, match=r"it is a ledger for delta 0\.001, one record"):
             Ledger(**{"epsilon": 2.0, "delta": 1e-3, "unit": "one record", "path": path} | other)  # type: ignore[arg-type]
+
+
+def test_a_budget_may_be_raised_and_lowered(tmp_path: Path) -> None:
+    """What was spent stays; what may be is decided by who asks."""
+    path = tmp_path / "ledger.json"
+    for number in range(4):
+        Ledger(2.0, 1e-3, "one record", path).reserve("t", number, PLAN)
+    with pytest.raises(BudgetSpent):
+        Ledger(2.0, 1e-3, "one record", path).reserve("t", 4, PLAN)
+    Ledger(3.0, 1e-3, "one record", path).reserve("t", 4, PLAN)
+    with pytest.raises(BudgetSpent):
+        Ledger(1.0, 1e-3, "one record", path).reserve("t", 5, PLAN)
+
+
+def test_what_is_charged_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file, and then the folder that has its new name: or a power failure gives it back."""
+    synced: list[str] = []
+    true = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")) or true(fd))
+    Ledger(2.0, 1e-3, "one record", tmp_path / "ledger.json").reserve("t", 0, PLAN)
+    assert [path for path in synced if "lock" not in path] == [
+        str(tmp_path / "ledger.json.new"),
+        str(tmp_path),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +169,7 @@ def test_a_file_goes_on_where_it_was(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_file_that_is_no_ledger_is_refused_and_left(tmp_path: Path, change: Any) -> None:
     path = tmp_path / "ledger.json"
-    Ledger(2.0, 1e-3, "one record", path).charge(release())
+    Ledger(2.0, 1e-3, "one record", path).reserve("t", 0, PLAN)
     spoilt = change(json.loads(path.read_text()))
     path.write_text(spoilt)
     with pytest.raises(ValueError, match="expected a ledger of privacy"):
@@ -134,7 +179,7 @@ def test_a_file_that_is_no_ledger_is_refused_and_left(tmp_path: Path, change: An
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the ledger cannot be written"):
-        Ledger(2.0, 1e-3, "one record", tmp_path / "gone" / "ledger.json").charge(release())
+        Ledger(2.0, 1e-3, "one record", tmp_path / "gone" / "ledger.json").reserve("t", 0, PLAN)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm, skellam
 
-from fedavg.codec import EXTRA, PrivateCodec, joint_norm
-from fedavg.privacy import (
-    _Layout,
-    _tail,
+from fedavg.accounting import (
     composed,
     divergence,
     epsilon_of,
@@ -27,9 +24,10 @@ from fedavg.privacy import (
     gaussian_factor,
     mu_of,
     mu_sampled,
-    plan,
     rounding_factor,
 )
+from fedavg.codec import EXTRA, PrivateCodec, joint_norm, to_integers
+from fedavg.privacy import _Candidate, _tail, plan
 from protocols.errors import Aborted, Infeasible
 from protocols.simulator import simulate
 from protocols.xnoise import levels
@@ -252,7 +250,9 @@ def test_the_error_of_a_mean_is_what_the_plan_said() -> None:
 def test_few_bits_wrap_as_often_as_was_said() -> None:
     n, dim = 12, 20_000
     found = plan(dim, 1.0, n, 5.0, 1e-3, bits=10, analysis="published")
-    _, wraps = _Layout(dim, n, 1, 0, found.mu, "skellam").error(found.scale, found.norm_squared, 9)
+    _, wraps = _Candidate(dim, n, 1, 0, found.mu, "skellam", 0, n, 1, (1,)).error(
+        found.scale, found.norm_squared, 9
+    )
     assert 50 < wraps[0] < wraps[1] < 2000
     codec, generator = PrivateCodec(found, b"s", dim, 1.0), np.random.default_rng(1)
     drawn = noise("skellam", found.variance).sample(bytes(16), dim)
@@ -292,13 +292,25 @@ def test_a_total_weight_that_is_not_positive_is_aborted() -> None:
 @given(st.integers(1, 300), st.floats(1e-3, 1e3), st.integers(0, 100))
 @settings(max_examples=25)
 def test_no_vector_exceeds_the_norm_of_the_plan(dim: int, size: float, data: int) -> None:
-    found = plan(dim, 1.0, 3, 3.0, 1e-2, bits=16)
-    codec = PrivateCodec(found, bytes([data]), dim, 1.0)
     update = np.random.default_rng(data).normal(size=dim)
-    sent = codec.encode(update * size / np.linalg.norm(update))
-    assert sum(int(v) ** 2 for v in sent) <= found.norm_squared
-    assert np.abs(sent).max() < codec.bound
-    assert codec.clips(update * size / np.linalg.norm(update)) == (size > 1)
+    update *= size / np.linalg.norm(update)
+    for analysis in ("published", "tight"):
+        found = plan(dim, 1.0, 3, 3.0, 1e-2, bits=16, analysis=analysis)
+        codec = PrivateCodec(found, bytes([data]), dim, 1.0)
+        exact = codec.on_grid([update])
+        assert sum(int(v) ** 2 for v in exact) <= found.norm_squared
+        assert np.abs(codec.encode(update)).max() < codec.bound
+        assert codec.clips(update) == (size > 1)
+
+
+def test_a_contribution_that_rounding_would_make_too_long_is_rounded_again() -> None:
+    """The plan's norm leaves little room: without the check, about every second would be beyond it."""
+    found = plan(4096, 1.0, 3, 3.0, 1e-2, bits=12, analysis="published")
+    codec = PrivateCodec(found, b"s", 4096, 1.0)
+    update = np.random.default_rng(0).normal(size=4096)
+    for number in range(30):
+        exact = codec.on_grid([update], seeded(bytes([number])))
+        assert int((exact**2).sum()) <= found.norm_squared
 
 
 def test_each_record_is_within_the_norm_and_their_sum_comes_back() -> None:
@@ -306,20 +318,21 @@ def test_each_record_is_within_the_norm_and_their_sum_comes_back() -> None:
     found = plan(dim, 1.0, n, 100.0, 1e-3, records=records)
     codec = PrivateCodec(found, b"s", dim, 1.0)
     updates = np.random.default_rng(3).normal(size=(records, dim)) * 0.1
-    vectors = {f"c{i}": codec.encode_records(updates, seeded(bytes([i]))) for i in range(n)}
+    vectors = {f"c{i}": to_integers(found, codec.on_grid(updates, seeded(bytes([i])))) for i in range(n)}
     run = simulate(vectors, bound=codec.bound, bits=found.bits, noise=found.noisy, dropout=0.0, corrupted=0.0)
     mean, _ = codec.decode(run.sum, n * records)
     np.testing.assert_allclose(mean, updates.mean(axis=0), atol=6 * codec.error(n, n * records))
-    with pytest.raises(ValueError, match="at most 50 rows"):
-        codec.encode_records(np.zeros((51, dim)))
+    with pytest.raises(ValueError, match="at most 50, one a record"):
+        codec.on_grid(np.zeros((51, dim)))
 
 
 def test_rounding_is_without_bias() -> None:
     found = plan(3, 1.0, 3, 1.0, 1e-2, bits=8)
     codec = PrivateCodec(found, b"s", 3, 1.0)
-    update = np.array([0.31, -0.2, 0.05])
-    mean = np.mean([codec.decode(codec.encode(update), 1)[0] for _ in range(4000)], axis=0)
-    np.testing.assert_allclose(mean, update, atol=0.03 / found.scale * sqrt(2) * 2)
+    update, rng = np.array([0.31, -0.2, 0.05]), seeded(b"without bias")
+    found_ones = np.array([codec.decode(codec.encode(update, rng=rng), 1)[0] for _ in range(4000)])
+    deviation = found_ones.std(axis=0) / sqrt(4000)
+    assert (np.abs(found_ones.mean(axis=0) - update) < 5 * deviation).all()
 
 
 @pytest.mark.parametrize(

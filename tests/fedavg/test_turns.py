@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedavg.codec import PrivateCodec
+from fedavg.accounting import composed, epsilon_of
+from fedavg.codec import PrivateCodec, to_integers
 from fedavg.ledger import Ledger
-from fedavg.privacy import composed, epsilon_of, plan
-from fedavg.turns import Receiver, Sender, heaviest, spread, weight, weights
+from fedavg.privacy import plan
+from fedavg.turns import Receiver, Sender, coefficient, coefficients, heaviest, spread
 from protocols.errors import Aborted
 from protocols.machine import Aggregate
 
@@ -37,12 +38,12 @@ turned = st.tuples(st.integers(1, 12), st.sampled_from([0.0, 0.3, 0.5, 0.9]), st
 def test_the_sensitivity_is_that_of_the_matrix(case: tuple[int, float, int]) -> None:
     """Of C times every pattern of turns; and no two of one contribution meet in a round."""
     every, momentum, rounds = case
-    counts = weights(every, momentum)
+    counts = coefficients(every, momentum)
     assert len(counts) <= every
     found = []
     for turn in range(min(every, rounds)):
         column = matrix(counts, rounds) @ participations(rounds, every, turn)
-        assert column.tolist() == [weight(counts, every, turn, t) for t in range(rounds)]
+        assert column.tolist() == [coefficient(counts, every, turn, t) for t in range(rounds)]
         found.append((column**2).sum())
     assert max(found) == heaviest(counts, every, rounds)
 
@@ -51,7 +52,7 @@ def test_the_sensitivity_is_that_of_the_matrix(case: tuple[int, float, int]) -> 
 def test_without_noise_the_sums_come_back_exactly(case: tuple[int, float, int], seed: int) -> None:
     """Two clients; what each sends is C times what it contributed, and the server undoes C."""
     every, momentum, rounds = case
-    counts = weights(every, momentum)
+    counts = coefficients(every, momentum)
     x = np.random.default_rng(seed).integers(-1000, 1000, (2, rounds, 3))
     senders, receiver = [Sender(counts), Sender(counts)], Receiver(counts)
     sent = np.array([[s.send(v) for v in mine] for s, mine in zip(senders, x, strict=True)])
@@ -65,7 +66,7 @@ def test_without_noise_the_sums_come_back_exactly(case: tuple[int, float, int], 
 def test_running_totals_have_less_noise_than_with_a_tree_or_independent(every: int, momentum: float) -> None:
     """At the same guarantee; `spread` is what B = A / C makes of the noise."""
     rounds = 40
-    counts, totals = weights(every, momentum), np.tril(np.ones((rounds, rounds)))
+    counts, totals = coefficients(every, momentum), np.tril(np.ones((rounds, rounds)))
 
     def error(c: Any, squared: float) -> float:
         b = totals @ np.linalg.inv(c)
@@ -90,16 +91,15 @@ def tree(rounds: int, every: int) -> float:
 
 
 def test_everybody_in_every_round_is_as_it_was() -> None:
-    assert weights(1) == weights(1, 0.9) == (1,)
+    assert coefficients(1) == coefficients(1, 0.9) == (1,)
     vector = np.arange(5)
     np.testing.assert_array_equal(Sender((1,)).send(vector), vector)
     np.testing.assert_array_equal(Receiver((1,)).receive(vector.astype(float)), vector)
-    assert plan(100, 1.0, 10, 1.0, 1e-5, rounds=7, turns=1) == plan(100, 1.0, 10, 1.0, 1e-5, rounds=7)
 
 
 def test_a_missed_round_fades_away() -> None:
     """One client's round is lost: running totals are off by what it would have sent, less and less."""
-    counts, rounds = weights(8), 24
+    counts, rounds = coefficients(8), 24
     x = np.zeros((rounds, 1))
     x[::8] = 1.0
     sender, receiver = Sender(counts), Receiver(counts)
@@ -116,10 +116,10 @@ def test_a_missed_round_fades_away() -> None:
 
 
 def test_a_round_without_a_sum_is_gone_over() -> None:
-    counts = weights(4)
+    counts = coefficients(4)
     sender, receiver = Sender(counts), Receiver(counts)
     found = [
-        receiver.receive(None if t == 2 else sent.astype(float))
+        receiver.skip() if t == 2 else receiver.receive(sent.astype(float))
         for t, sent in enumerate(sender.send(np.array([v])) for v in (5, 0, 0, 7, 0))
     ]
     assert found[2] is None
@@ -129,7 +129,7 @@ def test_a_round_without_a_sum_is_gone_over() -> None:
 @pytest.mark.parametrize("every", [0, -1, True, 1.5, 1 << 17])
 def test_turns_that_cannot_be(every: Any) -> None:
     with pytest.raises(ValueError, match="turns: expected an integer"):
-        weights(every)
+        coefficients(every)
     with pytest.raises(ValueError, match="turns: expected an integer"):
         plan(10, 1.0, 10, 1.0, 1e-5, turns=every)
 
@@ -137,7 +137,7 @@ def test_turns_that_cannot_be(every: Any) -> None:
 def test_momentum_that_cannot_be() -> None:
     for momentum in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match="momentum: expected a number"):
-            weights(3, momentum)
+            coefficients(3, momentum)
 
 
 def test_turns_are_not_sampled_too() -> None:
@@ -161,7 +161,7 @@ def test_a_plan_spends_its_budget_and_no_more(every: int, rounds: int) -> None:
     assert ledger.spent <= 2.0 * (1 + 1e-6)
     # The same by hand, of every turn.
     told = [
-        composed(found.mu * weight(found.weights, every, turn, t) for t in range(rounds))
+        composed(found.mu * coefficient(found.coefficients, every, turn, t) for t in range(rounds))
         for turn in range(every)
     ]
     assert ledger.spent == pytest.approx(epsilon_of(max(told), 1e-5), rel=1e-3)
@@ -179,7 +179,7 @@ def test_turns_of_another_task_are_others() -> None:
         two.reserve("train", number, found)
         two.reserve("again", number, found)
     assert one.spent == pytest.approx(2.0, rel=1e-3)
-    mu = composed([composed(found.mu * w for w in found.weights)] * 2)
+    mu = composed([composed(found.mu * w for w in found.coefficients)] * 2)
     assert two.spent == pytest.approx(epsilon_of(mu, 1e-5), rel=1e-5)
 
 
@@ -189,7 +189,7 @@ def test_a_ledger_with_impossible_counts_is_refused() -> None:
     ledger.reserve("train", 0, found)
     data = ledger.dump()
     ledger.load(data)
-    assert ledger.releases[0].counts == (4, 0, 0, 0)
+    assert ledger.releases[0].factors == (4, 0, 0, 0)
     with pytest.raises(ValueError, match="impossible cost"):
         ledger.load(data.replace(b"4,", b"-4,"))
 
@@ -201,29 +201,25 @@ def test_aligned_contributions_fit_the_ring() -> None:
     update = np.full(16, 0.25)
     total = np.zeros(16, np.int64)
     for _ in range(10):
-        sender = Sender(found.weights)
-        for turn in range(3):
-            vector = codec.encode_records(np.tile(update, (10, 1)), sender=sender)
-            assert turn == 0 or np.abs(vector).max() < found.bound
+        sender = Sender(found.coefficients)
+        for _ in range(3):
+            vector = to_integers(found, sender.send(codec.on_grid(np.tile(update, (10, 1)))))
+            assert np.abs(vector).max() < found.bound
         total += vector
     assert np.abs(total).max() < 2 ** (found.bits - 1)
-    back = codec.sums(total) / sum(found.weights)
+    back = codec.sums(total) / sum(found.coefficients)
     np.testing.assert_allclose(back / 100, update, atol=0.03)
 
 
-def test_a_record_is_bounded_in_every_round_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its integers times the weight: the norm that the plan allows, times the weight."""
+def test_a_record_is_bounded_in_every_round_it_is_sent() -> None:
+    """Its integers times the coefficient: the norm that the plan allows, times the coefficient."""
     found = plan(40, 1.0, 10, 4.0, 1e-4, rounds=12, records=30, turns=4)
-    codec = PrivateCodec(found, bytes(32), 40, 1.0)
-    grids: list[Any] = []
-    monkeypatch.setattr(PrivateCodec, "_to_integers", lambda _, values, __: grids.append(values) or values)
-    sender = Sender(found.weights)
-    codec.encode_records(np.full((1, 40), 100.0), sender=sender)
-    for _ in range(3):
-        codec.encode_records(np.zeros((0, 40)), sender=sender)
-    for count, values in zip((*found.weights, 0, 0), grids, strict=False):
-        assert int((values**2).sum()) <= count**2 * found.norm_squared
-        np.testing.assert_array_equal(values * found.weights[0], grids[0] * count)
+    codec, sender = PrivateCodec(found, bytes(32), 40, 1.0), Sender(found.coefficients)
+    first = codec.on_grid(np.full((1, 40), 100.0))
+    sent = [sender.send(first)] + [sender.send(codec.on_grid(np.zeros((0, 40)))) for _ in range(4)]
+    for factor, values in zip((*found.coefficients, 0), sent, strict=True):
+        np.testing.assert_array_equal(values, factor * first)
+    assert 0 < int((first**2).sum()) <= found.norm_squared
 
 
 def test_an_aborted_round_costs_every_turn_that_was_in_it() -> None:
@@ -232,7 +228,7 @@ def test_an_aborted_round_costs_every_turn_that_was_in_it() -> None:
     ledger.reserve("train", 0, found)
     ledger.reserve("train", 1, found)
     ledger.settle(Aborted("reveals", "gone", revealed=True), found)
-    assert [r.counts for r in ledger.releases] == [(4, 0, 0, 0), (found.weights[1], 4, 0, 0)]
+    assert [r.factors for r in ledger.releases] == [(4, 0, 0, 0), (found.coefficients[1], 4, 0, 0)]
     assert ledger.spent == pytest.approx(
-        epsilon_of(composed(found.mu * w for w in found.weights[:2]), 1e-5), rel=1e-6
+        epsilon_of(composed(found.mu * w for w in found.coefficients[:2]), 1e-5), rel=1e-6
     )

@@ -118,6 +118,12 @@ class SecAggGrid(Grid):
             aborted = Aborted("opening", str(error))
             self._end(name, opening, cohort, aborted)
             return _nothing(aborted, asked, cohort)
+        if plan is not None and self.ledger is None:
+            log.info(
+                "secagg: with noise: an entry of the mean of %d nodes is off by %.3g, an update's norm is "
+                "at most %g; epsilon %g at delta %g for %s, over %d sums", plan.cohort,
+                plan.error / plan.cohort, settings.clipping_norm, plan.epsilon, plan.delta, UNIT, plan.rounds,
+            )  # fmt: skip
         codec = form.codec(settings, max(1, len(cohort.names)), plan, opening.instruction)
         opening = with_fields(opening, length=codec.length, bound=codec.bound, plan=plan)
         result = self.sum(asked[0], cohort, opening, timeout)
@@ -197,7 +203,9 @@ class SecAggGrid(Grid):
             return self._end(name, opening, cohort, Aborted("opening", str(error)))
         result = self._run(opening, session, cohort, like, timeout)
         if plan is not None:
-            self._ledger(opening.settings).settle(result, plan)
+            ledger = self._ledger(opening.settings)
+            ledger.settle(result, plan)
+            log.info("secagg: epsilon %.4g of %g is spent", ledger.spent, ledger.epsilon)
         return self._end(name, opening, cohort, result)
 
     def _session(self, opening: Opening, name: str) -> Session:

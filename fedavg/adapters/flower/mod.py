@@ -33,6 +33,9 @@ from fedavg.adapters.flower.records import (
 )
 from fedavg.adapters.opening import LEARNING_TERMS, Opening
 from fedavg.adapters.site import Site
+from fedavg.codec import to_integers
+from fedavg.ledger import Ledger
+from fedavg.privacy import Plan
 from protocols.errors import Aborted, RemoteError
 from protocols.journal import MemoryJournal
 from protocols.machine import ClientMachine, Input, Received, Started
@@ -47,8 +50,13 @@ class Refused(Exception):
         self.code = code
 
 
-Make = Callable[[RecordDict, Opening, Site], NDArray[np.int64]]
-"""What a node does with an instruction once the protocol is ready for its vector."""
+Vector = NDArray[np.int64]
+
+Make = Callable[[RecordDict, Opening, Site], Callable[[], Vector]]
+"""What a node does with an instruction once the protocol is ready for its vector.
+
+First what does not depend on the node's data, and may be refused; the work itself is the function it returns.
+"""
 
 
 def secagg_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -60,13 +68,13 @@ def secagg_mod(message: Message, context: Context, call_next: ClientAppCallable)
     """
     kind = category(message)
 
-    def make(instruction: RecordDict, opening: Opening, _: Site) -> NDArray[np.int64]:
+    def make(instruction: RecordDict, opening: Opening, _: Site) -> Callable[[], Vector]:
         form = Form.of(kind, instruction, opening.settings)
         codec = form.codec(opening.settings, len(opening.cohort), opening.plan, opening.instruction)
         if (codec.length, codec.bound) != (opening.length, opening.bound):
             raise Refused("the instruction does not fit the round that was opened for it")
         message.content = instruction
-        return form.encode(_replied(call_next(message, context)), codec)
+        return lambda: form.encode(_replied(call_next(message, context)), codec)
 
     return take_part(message, context, make if kind in ("train", "evaluate") else None)
 
@@ -128,7 +136,7 @@ def _answered(message: Message, context: Context, make: Make | None, terms: Coll
         session = opening.session(task(context, message), site.roster)
         site.check(opening, session, terms)
         if opening.plan is not None:
-            site.ledger(opening, spent).check(session.task, opening.round, opening.plan)
+            _ledger(site, opening, spent).check(session.task, opening.round, opening.plan)
         client = session.client(site.name, site.identity, policy=site.policy, journal=site.journal)
         sent = client.handle(Started())
     elif "snapshot" not in kept:
@@ -147,24 +155,39 @@ def _answered(message: Message, context: Context, make: Make | None, terms: Coll
     if instruction and client.result is None:
         if hash_instruction(instruction, message, context.run_config) != opening.instruction:
             raise Refused("the instruction is not the one that the round was opened for")
-        vector = _vector(instruction, opening, site, make)
+        work = make(instruction, opening, site)
         if opening.plan is not None:
-            # Whether the sum comes about is not known here: what is sent is spent.
-            ledger = site.ledger(opening, spent)
+            # Whether the sum comes about is not known here: what is sent is spent. Before the work: how that
+            # ends may depend on what is private.
+            ledger = _ledger(site, opening, spent)
             ledger.reserve(session.task, opening.round, opening.plan)
             spent = ledger.dump()
-        sent += client.handle(Input(vector))
+        sent += client.handle(Input(_vector(work, opening.plan)))
     _keep(client, context, site, opening, _packed(opening, terms), spent)
     return RecordDict({ENVELOPES: pack(sent)})
 
 
-def _vector(instruction: RecordDict, opening: Opening, site: Site, make: Make) -> NDArray[np.int64]:
-    """Do what the instruction says. What fails in there may tell what is private: the log has it."""
+def _ledger(site: Site, opening: Opening, kept: bytes | None) -> Ledger:
     try:
-        return make(instruction, opening, site)
-    except Refused:
-        raise
+        return site.ledger(opening, kept)
+    except ValueError as error:  # it names a file
+        log.error("secagg: this node's ledger cannot be used: %s", error)
+        raise Refused("its ledger of privacy cannot be used; its log says why") from None
+
+
+def _vector(work: Callable[[], Vector], plan: Plan | None) -> Vector:
+    """Do the work. What fails in there may tell what is private: the log has it.
+
+    With noise, that it failed would tell something too, and free of charge: then nothing is contributed.
+    """
+    try:
+        return work()
     except Exception as error:
+        if plan is not None:
+            log.exception("secagg: the work failed: this node contributes nothing but noise")
+            return to_integers(plan, np.zeros(plan.dim, np.int64))
+        if isinstance(error, Refused):
+            raise
         log.exception("secagg: nothing to send; the server is told no more than the kind of error")
         reason = f"it has nothing to send ({type(error).__name__}); its own log says why"
         raise Refused(reason, ErrorCode.CLIENT_APP_RAISED_EXCEPTION) from None

@@ -149,7 +149,7 @@ class Form:
         if withheld:
             log.info("secagg: without a range in the settings, and so not sent: %s", ", ".join(withheld))
         weight: Any = numbers[self.weight_key]  # the codec refuses what is no integer
-        if isinstance(codec, PrivateCodec):  # a weight too large would tell by a node's absence
+        if isinstance(codec, PrivateCodec):
             weight = min(weight, codec.max_weight)
         return codec.encode(update, weight, system, [numbers[m] for m in self.metrics])
 
@@ -165,7 +165,7 @@ class Form:
         change = found.flatten(after)
         change -= self.layout.flatten(self.arrays)
         if codec.clips(change):
-            log.warning("secagg: this node's update is longer than the clipping norm: it is cut")
+            log.info("secagg: this node's update is longer than the clipping norm: it is cut")
         return change
 
     def decode(self, result: Aggregate, codec: AnyCodec) -> tuple[Arrays, dict[str, float], int]:

@@ -22,7 +22,7 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from fedavg.adapters.flower.grid import SecAggGrid
-from fedavg.adapters.flower.mod import Refused, take_part
+from fedavg.adapters.flower.mod import Refused, Vector, take_part
 from fedavg.adapters.flower.records import bytes_of
 from fedavg.adapters.opening import PREFIX, STATISTICS_TERMS, Opening
 from fedavg.adapters.site import Own, Site
@@ -57,8 +57,10 @@ def statistics_app(table: Callable[[Context], AnyPath] | None = None) -> ClientA
 
     @app.query("statistics")
     def statistics(message: Message, context: Context) -> Message:
-        def make(instruction: RecordDict, opening: Opening, site: Site) -> NDArray[np.int64]:
-            return _answer(instruction, opening, site.own, None if table is None else table(context))
+        def make(instruction: RecordDict, opening: Opening, site: Site) -> Callable[[], Vector]:
+            if opening.plan is not None or opening.settings.epsilon:
+                raise Refused("statistics have no noise, and are not answered where noise is demanded")
+            return lambda: _answer(instruction, opening, site.own, None if table is None else table(context))
 
         return take_part(message, context, make, STATISTICS_TERMS)
 

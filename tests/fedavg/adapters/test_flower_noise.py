@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
+from fedavg import accounting
+from fedavg.accounting import epsilon_of
 from fedavg.adapters.flower import ask, secagg_mod, statistics_app
 from fedavg.adapters.flower.records import RECORD
 from fedavg.adapters.opening import Opening
 from fedavg.ledger import Ledger
-from fedavg.privacy import epsilon_of
-from fedavg.statistics import Count
-from protocols.errors import LocalError
+from fedavg.statistics import Count, to_bytes
+from protocols.errors import Aborted, LocalError
 
 NOISE = {
     "secagg-epsilon": 50.0, "secagg-delta": 1e-5, "secagg-rounds": 4, "secagg-clipping-norm": 1.0,
@@ -120,7 +121,7 @@ def test_weights_and_metrics_inside_the_same_guarantee(flower: Any) -> None:
 
 
 def test_nodes_that_vanish_take_no_noise_away(flower: Any) -> None:
-    """Three of ten are gone: the sum has the noise of the plan still, and is of seven."""
+    """Three of ten are gone, one after it sent its vector: the sum has the noise of the plan still."""
     gone = {101: 1, 102: 2, 103: 3}
     play = flower.Play(
         pushing(), 10, config=NOISE | {"secagg-dropout": 0.3},
@@ -233,7 +234,7 @@ def with_plan(**fields: Any) -> Any:
     ("change", "reason"),
     [
         (with_plan(variance=1.0), "its noise does not give epsilon"),
-        (with_plan(norm_squared=2**60), "noise"),
+        (with_plan(norm_squared=2**60), "other sums"),
         (with_plan(mu=1e-3), "its noise does not give epsilon"),
         (with_plan(mu=1e3, variance=1.0), "its noise does not give epsilon"),
         (with_plan(epsilon=1e4), "not for the guarantee"),
@@ -244,13 +245,13 @@ def with_plan(**fields: Any) -> Any:
         (with_plan(cohort=1000), "other sums"),
         (with_plan(dim=7), "other sums"),
         (with_plan(sampling=0.01), "no sampling"),
-        (with_plan(family="discrete-gaussian"), "noise"),
+        (with_plan(family="discrete-gaussian"), "those of discrete-gaussian are from"),
         (with_plan(rounding=1), "known rounding"),
-        (with_plan(rounding=0), "noise"),
+        (with_plan(rounding=0), "other sums than this round's"),
         (with_plan(scale=float("nan")), "positive scale"),
-        (with_plan(variance=float("nan")), "variance"),
-        (with_plan(variance=float("inf")), "variance"),
-        (with_plan(norm_squared=-1), ""),
+        (with_plan(variance=float("nan")), "expected a positive variance"),
+        (with_plan(variance=float("inf")), "expected a positive variance"),
+        (with_plan(norm_squared=-1), "isqrt() argument"),
         (with_plan(bits=99), "bits"),
         (lambda opening: msgspec.structs.replace(opening, plan=None), "does not fit"),
     ],
@@ -292,20 +293,115 @@ def test_a_strategy_trains_to_the_end_of_the_budget(flower: Any) -> None:
     assert result.arrays["w"].numpy().shape == (DIM,)
 
 
-def test_without_the_extra_a_node_says_what_is_missing(flower: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    play, true = flower.Play(pushing(), 5, config=NOISE), builtins.__import__
+@pytest.mark.parametrize("missing", ["dp_accounting", "scipy"])
+def test_without_the_extra_a_node_says_what_is_missing(
+    flower: Any, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    play = flower.Play(pushing(), 5, config=NOISE)
     plain = play.grid._handle
 
-    def missing(name: str, *rest: Any, **more: Any) -> Any:
-        if name.startswith("dp_accounting"):
-            raise ModuleNotFoundError("no", name="dp_accounting")
-        return true(name, *rest, **more)
+    def absent(name: str) -> Any:
+        if name.startswith(missing):
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+        return import_module(name)
 
     def handle(message: Message) -> Message | None:
         with monkeypatch.context() as patched:
-            patched.setattr(builtins, "__import__", missing)
+            patched.setattr(accounting, "import_module", absent)
+            for cached in (accounting.gaussian_factor, accounting.rounding_factor, accounting._steepest,
+                           accounting._gaussian_loss):  # fmt: skip
+                cached.cache_clear()
             found: Message | None = plain(message)
         return found
 
     play.grid._handle = handle
     play.refused(play.train(zeros()), "pip install 'secagg[dp]'")
+
+
+# ------------------------------------------------------------------------- what absence would tell
+
+
+def failing(how: str) -> ClientApp:
+    """Node 101's app fails, in a way that depends on its data; the others push by 0.01."""
+    app = ClientApp()
+
+    @app.train(mods=[secagg_mod])
+    def train(message: Message, context: Any) -> Message:
+        before, metrics = message.content["arrays"]["w"].numpy(), {"num-examples": 50, "loss": 0.5}
+        after = before + 0.01
+        if context.node_id == 101:
+            if how == "raises":
+                raise RuntimeError("a rare disease was found")
+            if how == "replies with an error":
+                return Message(Error(1, "a rare disease"), reply_to=message)
+            metrics |= {"weight": {"num-examples": 0}, "loss": {"loss": float("nan")}}.get(how, {})
+            after = {"nan": np.full(DIM, np.nan), "shape": np.zeros(3)}.get(how, after)
+        record = RecordDict({"arrays": ArrayRecord({"w": Array(after)}), "metrics": MetricRecord(metrics)})
+        return Message(record, reply_to=message)
+
+    return app
+
+
+@pytest.mark.parametrize("how", ["raises", "replies with an error", "weight", "loss", "nan", "shape"])
+def test_with_noise_a_node_whose_work_fails_is_not_missing(flower: Any, how: str) -> None:
+    """A server could have it fail where the data are as it suspects: absence would tell, and cost nothing."""
+    config = NOISE | {"secagg-epsilon": 5e4, "secagg-train-metrics": "loss:0:1"}
+    play = flower.Play(failing(how), 5, config=config)
+    replies = play.train(zeros())
+    assert all(m.has_content() for m in replies.values())
+    assert mean(replies).mean() == pytest.approx(0.008, abs=3e-4)  # it added zeros
+    for node in play.nodes:
+        assert "ledger" in play.grid.contexts[node].state.config_records[RECORD]
+    plain = flower.Play(failing(how), 5)  # without noise, as ever
+    assert plain.train(zeros())[101].has_error()
+
+
+def test_a_plan_cannot_make_a_node_stumble_over_its_own_size(flower: Any) -> None:
+    """A norm with no room for a contribution's own would tell, by who cannot round, how long theirs is."""
+
+    def coherent(**fields: Any) -> Any:
+        def change(opening: Opening) -> Opening:
+            assert opening.plan is not None
+            plan = replace(opening.plan, **fields)
+            return msgspec.structs.replace(opening, plan=plan, bound=plan.bound)
+
+        return change
+
+    for fields in ({"scale": 100.0}, {"norm_squared": 1}, {"norm_squared": 1, "scale": 1e-2, "rounding": 0}):
+        play = flower.Play(pushing(), 10, config=NOISE)
+        lying(play, coherent(variance=1e7, **fields))
+        play.refused(play.train(zeros()), "no room for what rounding adds")
+
+
+def test_statistics_are_refused_with_whatever_plan(flower: Any, sites: Any) -> None:
+    """The settings claim the site's own epsilon, and bring a plan, for a sum to which nothing adds noise."""
+    play = flower.Play(statistics_app(), 5, config=NOISE, folder=sites())
+    play.secure = play.server()
+    like = Message(RecordDict({"query": ConfigRecord({"query": to_bytes(Count())})}), 101, "query.statistics")
+    settings = play.secure.settings(5)
+    cohort = play.secure.gather(play.nodes, like, settings)
+    bare = play.secure.open(like, cohort, settings)
+    forged = settings.plan(1, 0, bare.session("flower/7/query.statistics", play.secure._roster))
+    opening = msgspec.structs.replace(bare, length=forged.dim, bound=forged.bound, plan=forged)
+    assert isinstance(play.secure.sum(like, cohort, opening, 0.001), Aborted)
+    assert "not answered where noise is demanded" in str(play.grid.said)
+
+
+def test_a_ledger_that_cannot_be_used_is_not_described_to_the_server(flower: Any, sites: Any) -> None:
+    folder = sites()
+    play = flower.Play(pushing(), 5, config=NOISE, folder=folder)
+    for i in range(5):
+        (folder / f"site-{i}.ledger.json").write_text("{}")
+    play.refused(play.train(zeros()), "its ledger of privacy cannot be used; its log says why")
+    assert not any(str(folder) in str(m.error.reason) for _, m in play.grid.said if m.has_error())
+
+
+def test_a_budget_is_raised_between_runs(flower: Any, sites: Any) -> None:
+    play = flower.Play(pushing(), 5, config=NOISE | {"secagg-rounds": 1}, folder=sites())
+    assert all(m.has_content() for m in play.train(zeros()).values())
+    another_run(play)
+    play.refused(play.train(zeros()), "another round would make it")
+    for config in (c.node_config for c in play.grid.contexts.values()):
+        config["secagg-epsilon-budget"] = 200.0
+    another_run(play)
+    assert all(m.has_content() for m in play.train(zeros()).values())
