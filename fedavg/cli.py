@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedavg.cli_output import check_writable, write_json
+
 if TYPE_CHECKING:
-    from fedavg.experiment import Outcome
-    from fedavg.round import Dropouts
+    pass
 
 _THREATS = ("honest-but-curious", "semi-malicious", "malicious")
 _PROTOCOLS = ("secagg", "secagg+")
@@ -41,12 +42,6 @@ class _Fraction(click.FloatRange):
 
 
 _FRACTION = _Fraction(0, 1, max_open=True)
-
-
-def _is_default(option: str) -> bool:
-    """Whether the running command was not given it."""
-    source = click.get_current_context().get_parameter_source(option)
-    return source is click.core.ParameterSource.DEFAULT
 
 
 @contextmanager
@@ -130,69 +125,6 @@ def _guarantee(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _show(outcome: Outcome, title: str) -> None:
-    """The table at the end, and who dropped out when."""
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from fedavg.experiment import aborted, who_dropped
-    from protocols.wire import SERVER
-
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    first, second = outcome.metrics
-    table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.add_column("model trained")
-    table.add_column(first, justify="right")
-    table.add_column(second, justify="right")
-    ranks = [sorted(getattr(s, which) for s in outcome.alone.values()) for which in ("first", "second")]
-    low, high = (f"{r[0]:.3f} to {r[-1]:.3f}" for r in ranks)
-    table.add_row(f"by each of {len(outcome.sizes)} hospitals alone (range)", low, high)
-    for name, found in (
-        ("by plain FedAvg", outcome.plain_scores[-1]),
-        ("by secure FedAvg", outcome.secure_scores[-1]),
-        ("on pooled data (nobody's privacy)", outcome.pooled),
-    ):
-        table.add_row(name, f"{found.first:.4f}", f"{found.second:.4f}")
-    console.print()
-    console.print(table)
-    rounds = len(outcome.secure)
-    apart = "0 (bit for bit the same)" if outcome.difference == 0 else f"{outcome.difference:g}"
-    console.print(
-        f"Largest difference, secure to plain, any parameter, {rounds} rounds: {apart}", highlight=False
-    )
-    clients = outcome.aggregator.clients()
-    server = outcome.aggregator.costs[SERVER]
-    up = sum(c.bytes_up for c in clients) / len(clients) / rounds
-    cpu = sum(c.cpu_seconds for c in clients) / len(clients)
-    console.print(
-        f"Each hospital: {up:,.0f} bytes up a round, {cpu:.2f} s of CPU in all. Server: "
-        f"{server.bytes_up / rounds:,.0f} bytes down a round, {server.cpu_seconds:.2f} s of CPU in all.",
-        highlight=False,
-    )
-    sizes = sorted(outcome.sizes.values())
-    console.print(
-        f"Hospitals of {sizes[0]} to {sizes[-1]} patients; tested on {outcome.test_size}.", highlight=False
-    )
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("round", "dropped out (at stage)", "in the sum"):
-        table.add_column(column)
-    included = {r.number: len(r.included) for r in outcome.secure}
-    gone: dict[int, list[str]] = {}
-    for number, name, stage in who_dropped(outcome):
-        gone.setdefault(number, []).append(escape(f"{name} ({stage})"))
-    for number, names in gone.items():
-        table.add_row(str(number + 1), ", ".join(names), f"{included[number]} of {len(outcome.sizes)}")
-    if gone:
-        console.print(table)
-    for number, why in aborted(outcome):
-        console.print(
-            f"Round {number + 1} gave no sum and left the model as it was: {escape(str(why))}",
-            highlight=False,
-        )
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="secagg")
 def cli() -> None:
@@ -200,14 +132,6 @@ def cli() -> None:
 
 
 # ------------------------------------------------------------------------------------------- learning
-
-_DEMO_DROPOUTS = {
-    1: {"oslo": "keys"},
-    3: {"riga": "shares", "cork": "masked"},
-    6: {"pisa": "masked", "lyon": "signatures", "york": "reveals"},
-    10: {"bern": "keys", "gent": "shares", "brno": "masked"},
-    14: {"graz": "reveals"},
-}
 
 
 @cli.command()
@@ -224,87 +148,9 @@ _DEMO_DROPOUTS = {
 def demo(seed: int, rounds: int, picture: Path, epsilon: float | None, delta: float) -> None:
     """Ten uneven hospitals learn to find breast cancer together; some drop out on the way."""
     with _clear_errors():
-        from fedavg import pictures
-        from fedavg.datasets import breast_cancer
-        from fedavg.experiment import make_model
-        from fedavg.server import FedAvg
-        from fedavg.train import LocalSGD
+        from fedavg import cli_train
 
-        _check_writable(picture)
-        data = breast_cancer()
-        settings = FedAvg(
-            make_model("logistic", data), LocalSGD(3, 16, 0.05), rounds, seed=seed, clipping_norm=6.0
-        )
-        # gamma = 0.3 gives t = floor(2n/3) + 1 = 7 of 10, so that any three may drop out in a round.
-        agreed = {"threat_model": "malicious", "corrupted": 0.3, "dropout": 0.3, "task": "demo"}
-        if epsilon is not None:
-            from fedavg import cli_private
-            from fedavg.private import PrivateSGD
-
-            secret = None if _is_default("seed") else seed
-            found = cli_private.run(
-                data, _partition(data, list(_CITIES), "dirichlet", 0.6, seed),
-                PrivateSGD(make_model("logistic", data), rounds, 2.0, seed=secret), agreed,
-                lambda _: _DEMO_DROPOUTS, epsilon, delta, seed, progress=_progress,
-            )  # fmt: skip
-            title = f"Breast cancer, ten hospitals, malicious server; epsilon {epsilon:g} for every patient"
-            pictures.private_curves(found, title, picture)
-            cli_private.show(found, title)
-            click.echo(f"\nLearning curves: {picture}")
-            return
-        outcome = _compare(
-            data, settings, agreed, lambda _: _DEMO_DROPOUTS, list(_CITIES), "dirichlet", 0.6, seed
-        )  # fmt: skip
-        pictures.learning_curves(
-            outcome, "Breast cancer, ten hospitals: secure and plain FedAvg coincide", picture
-        )
-        _show(outcome, "Breast cancer, 10 hospitals, malicious server; 7 of 10 shares open a secret")
-        click.echo(f"\nLearning curves: {picture}")
-
-
-def _compare(
-    data: Any, settings: Any, agreed: dict[str, Any], dropouts: Any, names: list[str],
-    partition: str, alpha: float, seed: int, max_records: int | None = None,
-) -> Outcome:  # fmt: skip
-
-    from fedavg import experiment
-
-    steps = {
-        "each_hospital_alone": len(names),
-        "secure_FedAvg": settings.rounds,
-        "plain_FedAvg": settings.rounds,
-    }
-    with _progress(**steps) as tell:
-        return experiment.run(
-            data, _partition(data, names, partition, alpha, seed), settings, agreed, dropouts, seed=seed,
-            max_records=max_records, on_step=tell,
-        )  # fmt: skip
-
-
-def _partition(data: Any, names: list[str], partition: str, alpha: float, seed: int) -> Any:
-    """What splits the training records among hospitals."""
-    import numpy as np
-
-    from fedavg import partition as ways
-
-    rng = np.random.default_rng(seed)
-
-    def part(train: Any) -> Any:
-        if partition == "iid":
-            return ways.iid(len(train), names, rng)
-        if partition == "quantity":
-            return ways.quantity(len(train), names, rng, alpha, least=4)
-        if partition == "column":
-            if data.groups is None:
-                raise ValueError("partition column: needs --csv and --group")
-            return ways.by_column([data.groups[i] for i in train])
-        if data.task == "classification":
-            return ways.dirichlet(data.y[train], names, rng, alpha, least=4)
-        # For a quantity, label skew is by its quartile.
-        quartile = np.searchsorted(np.quantile(data.y[train], [0.25, 0.5, 0.75]), data.y[train])
-        return ways.dirichlet(quartile, names, rng, alpha, least=4)
-
-    return part
+        cli_train.demo(seed, rounds, picture, epsilon, delta, _progress)
 
 
 @cli.command()
@@ -385,145 +231,9 @@ def _partition(data: Any, names: list[str], partition: str, alpha: float, seed: 
 def train(**o: Any) -> None:
     """Train a model over simulated hospitals and compare it with the alternatives."""
     with _clear_errors():
-        from fedavg import pictures
-        from fedavg.datasets import DATASETS, from_csv
-        from fedavg.experiment import make_model
-        from fedavg.server import FedAvg
-        from fedavg.train import LocalSGD
+        from fedavg import cli_train
 
-        _check_writable(o["picture"], o["save"], o["json_file"], o["state"])
-        if o["save"] is not None and o["save"].suffix != ".npz":
-            raise ValueError(f"{o['save']}: the model is written in numpy's format: name it .npz")
-        if o["csv_file"] is None and (o["label"] or o["group"] or o["ignore"]):
-            raise ValueError("--label, --group and --ignore go with --csv")
-        if o["group"] is not None:
-            if o["partition"] not in (None, "column"):
-                raise ValueError(
-                    "--group says which hospital a record belongs to: it needs no other --partition"
-                )
-            o["partition"] = "column"
-        o["partition"] = o["partition"] or "dirichlet"
-        if o["csv_file"] is not None:
-            if o["label"] is None:
-                raise ValueError("--csv needs --label, the column to predict")
-            data = from_csv(o["csv_file"], o["label"], o["group"], o["ignore"])
-        else:
-            data = DATASETS[o["dataset"]]()
-        kind = o["model"] or ("logistic" if data.classes else "linear")
-        agreed = {k: o[k] for k in ("protocol", "threat_model", "corrupted", "dropout")} | {"task": "train"}
-        width = len(str(o["hospitals"]))
-        names = [f"hospital-{i:0{width}}" for i in range(1, o["hospitals"] + 1)]
-        stages = [s for s in _UPLOADS if s != "signatures" or o["threat_model"] != _THREATS[0]]
-
-        def dropouts(found: list[str]) -> Dropouts:
-            return random_dropouts(found, o["rounds"], o["dropping"], stages, o["seed"])
-
-        if o["epsilon"] is not None:
-            from fedavg import cli_private
-
-            part = _partition(data, names, o["partition"], o["alpha"], o["seed"])
-            cli_private.train(data, kind, o, agreed, dropouts, part, _progress)
-            return
-        for name in (
-            "delta",
-            "state",
-            "colluding",
-            "ranges",
-            "clip_quantile",
-            "sampling",
-            "turns",
-            "turns_of",
-        ):
-            if not _is_default(name):
-                option = "range" if name == "ranges" else name.replace("_", "-")
-                raise ValueError(f"--{option} goes with --epsilon")
-        rate = 0.05 if o["learning_rate"] is None else o["learning_rate"]
-        norm = 4.0 if o["clipping_norm"] is None else o["clipping_norm"]
-        settings = FedAvg(
-            make_model(kind, data), LocalSGD(o["epochs"], o["batch_size"], rate), o["rounds"],
-            not o["equal_weights"], clipping_norm=norm, bits=o["bits"], tolerance=o["tolerance"],
-            seed=o["seed"],
-        )  # fmt: skip
-        outcome = _compare(
-            data, settings, agreed, dropouts, names, o["partition"], o["alpha"], o["seed"], o["max_records"]
-        )
-        if o["picture"] is not None:
-            pictures.learning_curves(outcome, f"{data.name}, {len(outcome.sizes)} hospitals", o["picture"])
-        if o["save"] is not None:
-            _save_model(o["save"], outcome, data, kind)
-        if o["json_file"] is not None:
-            _write(o["json_file"], {"model": kind, "agreed": agreed, "seed": o["seed"], **_summary(outcome)})
-        _show(
-            outcome,
-            f"{data.name}, {kind}, {len(outcome.sizes)} hospitals, {o['protocol']}, {o['threat_model']}",
-        )
-        for what, path in (("Learning curves", "picture"), ("Model", "save"), ("Scores", "json_file")):
-            if o[path] is not None:
-                click.echo(f"{what}: {o[path]}")
-
-
-def random_dropouts(names: list[str], rounds: int, fraction: float, stages: list[str], seed: int) -> Dropouts:
-    """In each round, `fraction` of the hospitals vanish, each at a random stage."""
-    import numpy as np
-
-    rng, count = np.random.default_rng([seed, 1]), int(fraction * len(names) + 1e-9)
-    return {
-        number: {
-            names[i]: stages[rng.integers(len(stages))] for i in rng.choice(len(names), count, replace=False)
-        }
-        for number in range(rounds)
-    }
-
-
-def _summary(outcome: Outcome) -> dict[str, Any]:
-    first, second = outcome.metrics
-
-    def named(found: Any) -> dict[str, float]:
-        return {first: found.first, second: found.second}
-
-    return {
-        "hospitals": outcome.sizes,
-        "test_size": outcome.test_size,
-        "alone": {name: named(found) for name, found in outcome.alone.items()},
-        "plain": [named(found) for found in outcome.plain_scores],
-        "secure": [named(found) for found in outcome.secure_scores],
-        "pooled": named(outcome.pooled),
-        "difference": outcome.difference,
-        "included": [list(r.included) for r in outcome.secure],
-        "costs": {party: asdict(cost) for party, cost in outcome.aggregator.costs.items()},
-    }
-
-
-def _save_model(path: Path, outcome: Outcome, data: Any, kind: str) -> None:
-    """Parameters in order, and what is needed to use them: columns, their moments, classes."""
-    import numpy as np
-
-    content: dict[str, Any] = {f"parameter_{i}": array for i, array in enumerate(outcome.model)}
-    content |= {"model": kind, "columns": np.array(data.features), "classes": np.array(data.classes)}
-    content |= {"mean": outcome.standard.mean, "deviation": outcome.standard.deviation}
-    if outcome.targets is not None:
-        content |= {"target_mean": outcome.targets.mean, "target_deviation": outcome.targets.deviation}
-    try:
-        with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **content)
-    except OSError as error:
-        raise ValueError(f"{path}: the model cannot be written: {error}") from None
-
-
-def _check_writable(*paths: Path | None) -> None:
-    """Before the work, not after it."""
-    for path in paths:
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"{path}: there is no such folder")
-        if path is not None and not os.access(path.absolute().parent, os.W_OK):
-            raise ValueError(f"{path}: its folder cannot be written to")
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written: {error}") from None
+        cli_train.train(o, _progress)
 
 
 @cli.command()
@@ -532,7 +242,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     help="May be repeated.  [default: 0.5, 1, 2, 4 and 8; with --audit, 1 and 4]",
 )  # fmt: skip
 @click.option("--delta", type=float, default=1e-5, show_default=True)
-@click.option("--hospitals", default=10, show_default=True, type=click.IntRange(1))
+@click.option("--hospitals", default=10, show_default=True, type=click.IntRange(3))
 @click.option(
     "--max-records", default=1, show_default=True, type=click.IntRange(1),
     help="Of a hospital, if each record is protected; with 1, the hospital's whole contribution is.",
@@ -579,32 +289,9 @@ def privacy(**o: Any) -> None:
     With --dataset, what accuracy is left too, after training on it.
     """
     with _clear_errors():
-        from fedavg import cli_private, pictures
+        from fedavg import cli_privacy
 
-        _check_writable(o["picture"])
-        if o["canaries"] is not None and not o["audit"]:
-            raise ValueError("--canaries goes with --audit")
-        if o["audit"]:
-            cli_private.audits(o, _progress)
-            return
-        if o["dataset"] is not None:
-            cli_private.tries(o, _partition, _progress)
-            return
-        found = cli_private.plans(o)
-        if o["picture"] is not None:
-            curves = {f"{o['hospitals']} hospitals, {o['rounds']} rounds": found}
-            for hospitals, rounds in ((o["hospitals"], 4 * o["rounds"]), (4 * o["hospitals"], o["rounds"])):
-                other = {**o, "hospitals": hospitals, "rounds": rounds, "bits": None}
-                curves[f"{hospitals} hospitals, {rounds} rounds"] = cli_private.plans(other)
-            pictures.privacy(curves, o["picture"])
-        if o["as_json"]:
-            click.echo(
-                json.dumps([asdict(p) | {"noise_multiplier": p.noise_multiplier} for p in found], indent=2)
-            )
-            return
-        cli_private.show_plans(found)
-        if o["picture"] is not None:
-            click.echo(f"Picture: {o['picture']}")
+        cli_privacy.privacy(o, _progress)
 
 
 # ------------------------------------------------------------------------------------ protocol alone
@@ -656,7 +343,7 @@ def simulate(**o: Any) -> None:
 
         if o["at"] == "signatures" and o["threat_model"] == _THREATS[0]:
             raise ValueError(f"nothing is signed in the {_THREATS[0]} model: choose another stage with --at")
-        _check_writable(o["picture"])
+        check_writable(o["picture"])
         if cli_costs.estimating(o):
             if o["ray"] or o["workers"]:
                 raise ValueError("--workers, --ray: nothing is run with --estimate; the server has --cores")
@@ -849,7 +536,7 @@ def stats(files: tuple[Path, ...], **o: Any) -> None:
         from fedavg.round import SecureSum
         from fedavg.statistics import ask
 
-        _check_writable(o["picture"], o["json_file"])
+        check_writable(o["picture"], o["json_file"])
         queries = cli_stats.queries(o)
         sites = cli_stats.sites(files, o["min_cell"], o["budget"])
         # As all sites are here, their size need not be known before: the next power of two.
@@ -862,7 +549,7 @@ def stats(files: tuple[Path, ...], **o: Any) -> None:
         if o["json_file"] is not None:
             found = [msgspec.to_builtins(result) for result in results]
             settings = {"sites": sorted(sites), "min_cell": o["min_cell"], "max_records": most}
-            _write(o["json_file"], {"agreed": agreed, **settings, "results": found})
+            write_json(o["json_file"], {"agreed": agreed, **settings, "results": found})
         cli_stats.show(results, o["min_cell"])
         for what, path in (("Picture", "picture"), ("Results", "json_file")):
             if o[path] is not None:

@@ -185,7 +185,7 @@ def tradeoff(outcomes: Sequence[PrivateOutcome], title: str, path: Path) -> None
     _save(figure, path)
 
 
-def privacy(curves: Mapping[str, Sequence[Plan]], path: Path) -> None:
+def privacy(curves: Mapping[str, Sequence[Plan]], title: str, path: Path) -> None:
     """Error against epsilon: a curve for every setting, and a trusted server's beneath it."""
     figure, axes = _figure(7.0, 4.4)
     for label, plans in curves.items():
@@ -201,5 +201,6 @@ def privacy(curves: Mapping[str, Sequence[Plan]], path: Path) -> None:
     axes.set_xticks([], minor=True)
     axes.set_xlabel("epsilon")
     axes.set_ylabel("error of an entry of the mean")
+    axes.set_title(title, loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=9)
     _save(figure, path)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from fedavg.cli import cli, random_dropouts
+from fedavg.cli import cli
+from fedavg.cli_train import random_dropouts
 from fedavg.datasets import from_csv
 from fedavg.round import Dropouts
 from protocols.graph import parameters
@@ -266,7 +267,7 @@ def test_train_shows_a_round_without_a_sum(monkeypatch: pytest.MonkeyPatch) -> N
     def in_the_second(names: list[str], *_: object) -> Dropouts:
         return {1: dict.fromkeys(names[:3], "masked")}
 
-    monkeypatch.setattr("fedavg.cli.random_dropouts", in_the_second)
+    monkeypatch.setattr("fedavg.cli_train.random_dropouts", in_the_second)
     output = works("train", "--rounds", 3, "--hospitals", 5)
     assert (
         "Round 2 gave no sum and left the model as it was: aborted at masked: 2 clients sent masked" in output

@@ -462,3 +462,27 @@ def test_sampling_takes_less_noise_and_only_the_published_analysis() -> None:
     for rate in (0.0, 1.5, float("nan"), "x"):
         with pytest.raises(ValueError, match="sampling: expected a chance"):
             plan(100, 1.0, 10, 1.0, 1e-5, sampling=rate)  # type: ignore[arg-type]
+
+
+def test_discrete_gaussian_noise_from_plan_to_sum() -> None:
+    """The other family, through a real session in which one vanishes."""
+    found = plan(
+        16, 1.0, 6, 8.0, 1e-3, family="discrete-gaussian", colluding=1, least=5, bits=16, analysis="published"
+    )
+    assert found.family == "discrete-gaussian"
+    codec = PrivateCodec(found, b"s", 16, 1.0)
+    updates = np.random.default_rng(4).normal(size=(6, 16)) * 0.2
+    vectors = {f"c{i}": codec.encode(u) for i, u in enumerate(updates)}
+    run = simulate(
+        vectors, bound=codec.bound, bits=found.bits, noise=found.noisy, dropout=0.2, corrupted=0.2,
+        drop={"c0": "masked"},
+    )  # fmt: skip
+    assert run.result.included == ("c1", "c2", "c3", "c4", "c5")
+    assert found.variance <= run.result.noise <= 1.02 * found.variance
+    mean, _ = codec.decode(run.sum, 5)
+    wanted = np.array([u / max(1.0, float(np.linalg.norm(u))) for u in updates[1:]]).mean(axis=0)
+    off = mean - wanted
+    assert 0.3 < np.sqrt((off**2).mean()) / (found.error / 5) < 2
+    # A hundred thousand entries of very little epsilon: what sums of parts are off by is too much.
+    with pytest.raises(ValueError, match="alone cost epsilon"):
+        plan(10**9, 1.0, 10**6, 1e-3, 1e-9, family="discrete-gaussian", rounds=10**4)
