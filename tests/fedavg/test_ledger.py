@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from math import inf
 from multiprocessing import get_context
@@ -16,6 +16,7 @@ import pytest
 
 from fedavg.accounting import epsilon_of, mu_of
 from fedavg.budget import BudgetSpent
+from fedavg.files import alone
 from fedavg.ledger import Ledger
 from fedavg.privacy import plan
 from protocols.errors import Aborted
@@ -117,6 +118,20 @@ def test_processes_at_once_never_spend_more_than_there_is(tmp_path: Path) -> Non
         spent = list(pool.map(_spend, [str(tmp_path / "ledger.json")] * 4))
     assert sum(spent) == 4
     assert len(Ledger(2.0, 1e-3, "one record", tmp_path / "ledger.json").releases) == 4
+
+
+def test_one_waits_until_the_other_is_done(tmp_path: Path) -> None:
+    """Between reading what was spent and writing what will be, nobody else does either."""
+    path = tmp_path / "ledger.json"
+    ledger = Ledger(2.0, 1e-3, "one record", path)
+    with ThreadPoolExecutor(1) as other:
+        with alone(path):
+            waiting = other.submit(ledger.reserve, "t", 0, PLAN)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.3)
+            assert not path.exists()
+        waiting.result(10)
+    assert path.exists()
 
 
 def test_a_file_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from fedavg.round import PlainSum, SecureSum
 from protocols.errors import Aborted, LocalError
 from protocols.machine import Aggregate
 from protocols.wire import SERVER
+from protocols.xnoise import Noisy
 
 NAMES = [f"h{i}" for i in range(7)]
 MODES = [
@@ -148,3 +149,15 @@ def test_events_are_told() -> None:
     SecureSum(agreement(*MODES[0]), on_event=lambda *event: told.append(event))(vectors(0, 10), 10, 0)
     assert {stage for stage, _, _ in told} >= {"keys", "shares", "masked", "reveals"}
     assert all(1 <= done <= of == 7 for _, done, of in told)
+
+
+def test_without_a_seed_nobody_can_repeat_the_noise() -> None:
+    agreed = {"noise": Noisy(1e6), "bits": 32, "dropout": 0.0, "corrupted": 0.0}
+
+    def total(seed: int | None) -> list[int]:
+        result = SecureSum(agreed, seed=seed)(vectors(0, 10), 10, 0)
+        assert isinstance(result, Aggregate)
+        return [int(v) for v in result.sum]
+
+    assert total(5) == total(5)
+    assert total(None) != total(None)
