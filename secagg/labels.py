@@ -42,6 +42,9 @@ class Label(Enum):
     ROUNDING = "rounding"
     ROTATION = "rotation"
     ROSTER = "roster"
+    KEY_PROOF = "proof of a Paillier key"
+    PLAINTEXT_PROOF = "proof of plaintexts"
+    OPENING_PROOF = "proof of openings"
 
 
 def bind(label: Label, *parts: bytes) -> bytes:
