@@ -17,6 +17,7 @@ from fedavg.privacy import plan
 from fedavg.turns import Receiver, Sender, coefficient, coefficients, heaviest, spread
 from protocols.errors import Aborted
 from protocols.machine import Aggregate
+from secagg.randomness import seeded
 
 
 def matrix(counts: tuple[int, ...], rounds: int) -> Any:
@@ -198,17 +199,18 @@ def test_aligned_contributions_fit_the_ring() -> None:
     """All the same, at the norm, with all the weight they can have: the bound holds, and the sum."""
     found = plan(16, 1.0, 10, 4.0, 1e-4, rounds=12, records=30, turns=3)
     codec = PrivateCodec(found, bytes(32), 16, 1.0)
-    update = np.full(16, 0.25)
+    update, rng = np.full(16, 0.25), seeded(b"aligned")
     total = np.zeros(16, np.int64)
     for _ in range(10):
         sender = Sender(found.coefficients)
         for _ in range(3):
-            vector = to_integers(found, sender.send(codec.on_grid(np.tile(update, (10, 1)))))
+            grid = codec.on_grid(np.tile(update, (10, 1)), rng)
+            vector = to_integers(found, sender.send(grid), rng)
             assert np.abs(vector).max() < found.bound
         total += vector
     assert np.abs(total).max() < 2 ** (found.bits - 1)
     back = codec.sums(total) / sum(found.coefficients)
-    np.testing.assert_allclose(back / 100, update, atol=0.03)
+    np.testing.assert_allclose(back / 100, update, atol=0.05)
 
 
 def test_a_record_is_bounded_in_every_round_it_is_sent() -> None:
