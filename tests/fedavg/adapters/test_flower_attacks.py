@@ -273,7 +273,7 @@ def test_one_node_ends_no_row_of_queries(flower: Any, tmp_path: Path) -> None:
     @bad.query("statistics")
     def lies(message: Message, context: Context) -> Message:
         def make(instruction: RecordDict, opening: Opening, site: Site) -> Any:
-            return np.full(opening.length, opening.bound - 1)
+            return lambda: np.full(opening.length, opening.bound - 1)
 
         return take_part(message, context, make)
 

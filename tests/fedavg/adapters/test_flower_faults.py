@@ -358,7 +358,7 @@ def test_an_error_without_a_reason(flower: Any) -> None:
 def vector_app(make: Callable[[], Any]) -> ClientApp:
     """A node that takes part as it should, with a vector of its own making."""
     app = ClientApp()
-    app.train()(lambda message, context: take_part(message, context, lambda *_: make()))
+    app.train()(lambda message, context: take_part(message, context, lambda *_: make))
     return app
 
 
