@@ -34,7 +34,8 @@ THREAT_MODELS = (HONEST_BUT_CURIOUS, SEMI_MALICIOUS, MALICIOUS)
 
 SECAGG = "secagg"
 SECAGG_PLUS = "secagg+"
-PROTOCOLS = (SECAGG, SECAGG_PLUS)
+THRESHOLD_PAILLIER = "threshold-paillier"
+PROTOCOLS = (SECAGG, SECAGG_PLUS, THRESHOLD_PAILLIER)
 
 MIN_COHORT = 3
 MIN_THRESHOLD = 3
@@ -275,7 +276,8 @@ def parameters(
 
     Complete graph, c = floor(corrupted * n), a client's own share counting among the n:
     honest-but-curious needs c < t; the other two 2t > n + c, so that no two disjoint answers open both
-    secrets of a client; all need t <= n - floor(dropout * n).
+    secrets of a client; all need t <= n - floor(dropout * n). Threshold Paillier, whose lists are signed by
+    that quorum, needs c < t.
     """
     _check_demands(n, corrupted, dropout, threat_model)
     if protocol not in PROTOCOLS:
@@ -284,6 +286,8 @@ def parameters(
         raise Infeasible(f"a cohort of {n}: at least {MIN_COHORT} are needed, or a sum tells too much")
     if protocol == SECAGG_PLUS and threat_model == MALICIOUS:
         raise Infeasible(_NO_SPARSE_MALICIOUS)
+    if protocol == THRESHOLD_PAILLIER and threat_model == HONEST_BUT_CURIOUS:
+        raise Infeasible(f"{protocol}: lists of contributions are always signed: threat model {MALICIOUS!r}")
     signed = threat_model != HONEST_BUT_CURIOUS
     # A model with an active server in which nobody is corrupted would claim nothing worth the price.
     bad, gone = max(whole(corrupted, n), int(signed)), whole(dropout, n)
@@ -297,10 +301,11 @@ def parameters(
         raise Infeasible(
             f"{n} clients less {gone} dropped and {bad} corrupted leave fewer than 2 honest contributors"
         )
-    if protocol == SECAGG or n < COMPLETE_BELOW:
+    if protocol != SECAGG_PLUS or n < COMPLETE_BELOW:
         if degree is not None and (type(degree) is not int or degree != n - 1):
             raise Infeasible(f"degree: the complete graph on {n} clients has degree {n - 1}, not {degree!r}")
-        found = _complete(n, bad, gone, signed, threshold)
+        # Owners of keys open sums and no shares of masks: for them it is the signatures that must be so many.
+        found = _complete(n, bad, gone, signed and protocol != THRESHOLD_PAILLIER, threshold)
         return Parameters(n - 1, found, bad, gone, max(MIN_COHORT, found, bad + 2), quorum)
     sparse = _sparse(n, bad, gone, signed, degree, threshold)
     # The connectivity argument of Bell et al. allows at most `gone` dropouts: clients insist on it.

@@ -142,11 +142,15 @@ class Rules:
 
 @dataclass(frozen=True)
 class ServerRules(Rules):
-    """A server's side: how each stage `closes`, the message that `adds` its frame, the one that `reveals`."""
+    """A server's side: how each stage `closes`, the message that `adds` a vector, the one that `reveals`.
+
+    If `framed`, the vector is the frame beside that message, and the machine adds it to the running sum.
+    """
 
     closes: Mapping[type, Callable[..., Any]]
     adds: type
     reveals: type
+    framed: bool = True
 
 
 R = TypeVar("R", bound=Rules)
@@ -531,10 +535,11 @@ class ServerMachine(_Machine[ServerRules]):
             if homes and homes[0] < stages.index(type(self._state)):
                 return  # repeated or delayed from an earlier stage: no fault of the sender
             raise RemoteError(f"{kind.__name__} is not expected at stage {self.stage!r}")
-        if len(envelope.frame) and kind is not self._rules.adds:
+        framed = self._rules.framed and kind is self._rules.adds
+        if len(envelope.frame) and not framed:
             raise RemoteError("a frame where none belongs")
         accept(self._context, self._state, sender, message)
-        if kind is self._rules.adds:
+        if framed:
             self._add(envelope.frame)
         self._gathered[sender] = message
         self._awaited.discard(sender)

@@ -21,7 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.errors import Infeasible, LocalError
-from protocols.graph import HONEST_BUT_CURIOUS, SECAGG, THREAT_MODELS, Graph, Parameters, graph, parameters
+from protocols.graph import (
+    HONEST_BUT_CURIOUS,
+    SECAGG,
+    THREAT_MODELS,
+    THRESHOLD_PAILLIER,
+    Graph,
+    Parameters,
+    graph,
+    parameters,
+)
 from protocols.wire import HEADER_BYTES, MAX_NAME_BYTES, SESSION_BYTES, check_name, check_text
 from protocols.xnoise import Levels, Noisy, levels
 from secagg import keys
@@ -36,7 +45,11 @@ if TYPE_CHECKING:
     from protocols.machine import ClientMachine, ServerMachine
 
 # Which file holds a protocol: loaded when a session is run, so that this file knows no protocol.
-_HOMES = {"secagg": "protocols.pairwise", "secagg+": "protocols.pairwise"}
+_HOMES = {
+    "secagg": "protocols.pairwise",
+    "secagg+": "protocols.pairwise",
+    "threshold-paillier": "protocols.threshold_paillier",
+}
 
 MAX_DIM = 1 << 40
 MODEL_HASH_BYTES = 32
@@ -82,7 +95,7 @@ class Session:
     roster        client name -> Ed25519 public identity (32 bytes); order does not matter
     dim           entries of a vector
     bound         every entry is an integer from 0 to bound - 1; with noise, from 1 - bound to bound - 1
-    protocol      "secagg" or "secagg+"
+    protocol      "secagg", "secagg+" or "threshold-paillier"
     threat_model  "honest-but-curious", "semi-malicious" or "malicious"
     corrupted     fraction gamma of the cohort that may collude with the server
     dropout       fraction delta of the cohort that may vanish
@@ -137,6 +150,8 @@ class Session:
         )
         if noise is not None and not isinstance(noise, Noisy):
             raise LocalError(f"noise: expected a Noisy, got {type(noise).__name__}")
+        if noise is not None and protocol == THRESHOLD_PAILLIER:
+            raise LocalError(f"noise: {protocol} sums exactly: nobody could take out what is too much")
         self.noise = noise
         least = self.parameters.min_included
         if noise is not None:

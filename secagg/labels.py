@@ -45,6 +45,8 @@ class Label(Enum):
     KEY_PROOF = "proof of a Paillier key"
     PLAINTEXT_PROOF = "proof of plaintexts"
     OPENING_PROOF = "proof of openings"
+    CONTRIBUTION = "contribution"
+    COLUMN = "column of a contribution"
 
 
 def bind(label: Label, *parts: bytes) -> bytes:

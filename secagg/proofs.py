@@ -32,7 +32,7 @@ import gmpy2
 import numpy as np
 from gmpy2 import mpz
 
-from secagg.invalid import Invalid
+from secagg.invalid import Invalid, exact_length
 from secagg.labels import Label, bind
 from secagg.paillier import FixedBase, PrivateKey, PublicKey
 from secagg.randomness import Rng, seeded, system
@@ -89,6 +89,34 @@ class PlaintextProof:
     masks: tuple[int, ...]
     plaintexts: tuple[int, ...]
     randomisers: tuple[int, ...]
+
+    def pack(self, public: PublicKey, count: int) -> bytes:
+        """On the wire, for so many ciphertexts."""
+        parts = zip((self.masks, self.plaintexts, self.randomisers), _sizes(public, count), strict=True)
+        return b"".join(v.to_bytes(size, "little") for part, size in parts for v in part)
+
+    @classmethod
+    def unpack(cls, public: PublicKey, count: int, data: bytes) -> PlaintextProof:
+        """What `pack` gave; `Invalid` if it is of another length."""
+        sizes = _sizes(public, count)
+        exact_length("proof of plaintexts", data, _TIMES * sum(sizes))
+        found, start = [], 0
+        for size in sizes:
+            found.append(tuple(int.from_bytes(data[start + i * size : start + (i + 1) * size], "little")
+                               for i in range(_TIMES)))  # fmt: skip
+            start += _TIMES * size
+        return cls(*found)
+
+
+def proof_bytes(public_bytes: int, short: int, count: int) -> int:
+    """The length of a packed proof about so many ciphertexts of so many bytes, at most."""
+    return _TIMES * (
+        public_bytes + public_bytes // 2 + (short + _BITS + count.bit_length() + _HIDING) // 8 + 2
+    )
+
+
+def _sizes(public: PublicKey, count: int) -> tuple[int, int, int]:
+    return public.ciphertext_bytes, public.ciphertext_bytes // 2, _mask_bits(public, count) // 8 + 1
 
 
 def prove_plaintexts(

@@ -511,7 +511,7 @@ def complete_range(n: int, bad: int, gone: int, signed: bool) -> tuple[int, int]
     st.integers(1, 60) | st.integers(1, 400),
     st.integers(0, 60),
     st.integers(0, 60),
-    st.sampled_from(PROTOCOLS),
+    st.sampled_from([SECAGG, SECAGG_PLUS]),
     st.sampled_from(THREAT_MODELS),
 )
 def test_parameters_keep_every_floor(

@@ -14,7 +14,7 @@ from hypothesis import currently_in_test_context, event, given, note, settings
 from hypothesis import strategies as st
 
 from protocols.errors import Aborted, Fault, Infeasible
-from protocols.graph import PROTOCOLS, SECAGG, SECAGG_PLUS, THREAT_MODELS
+from protocols.graph import SECAGG, SECAGG_PLUS, THREAT_MODELS
 from protocols.machine import Aggregate, Answered
 from protocols.pairwise import _CODEC, Masked
 from protocols.simulator import (
@@ -50,7 +50,7 @@ def cohorts(draw: st.DrawFn) -> dict[str, Any]:
         n, protocol = draw(st.integers(50, 60)), SECAGG_PLUS
         threat_model, corrupted, dropout = draw(st.sampled_from(THREAT_MODELS[:2])), 0.05, 0.05
     else:
-        n, protocol = draw(st.integers(3, 12)), draw(st.sampled_from(PROTOCOLS))
+        n, protocol = draw(st.integers(3, 12)), draw(st.sampled_from([SECAGG, SECAGG_PLUS]))
         threat_model = draw(st.sampled_from(THREAT_MODELS[:2] if protocol == SECAGG_PLUS else THREAT_MODELS))
         corrupted, dropout = draw(fractions), draw(fractions)
     bound, dim = draw(bounds), draw(st.integers(1, 9))

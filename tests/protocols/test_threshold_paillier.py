@@ -1,0 +1,565 @@
+"""Threshold Paillier without a dealer: exact sums or nothing, and everything that a server might try."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from protocols import threshold_paillier as home
+from protocols.errors import Aborted, AlreadyAnswered, Infeasible, LocalError
+from protocols.graph import MALICIOUS, SEMI_MALICIOUS, parameters
+from protocols.journal import MemoryJournal, SqliteJournal
+from protocols.machine import Aggregate, Answered, Input, Received, StageClosed, Started
+from protocols.session import Policy, Session
+from protocols.simulator import simulate
+from protocols.threshold_paillier import Contributed, Contributions, Keys, Opened, Quorum
+from protocols.wire import SERVER, Envelope, bitmap, members
+from protocols.xnoise import Noisy
+from secagg import paillier
+from secagg.keys import Identity
+from secagg.paillier import PublicKey
+
+PAILLIER = "threshold-paillier"
+AGREED = {"protocol": PAILLIER, "threat_model": MALICIOUS, "corrupted": 0.2, "dropout": 0.2}
+NAMES = ["bern", "graz", "oslo", "pisa", "york"]
+IDS = {name: Identity.generate() for name in NAMES}
+VECTORS = {name: np.array([i, 10 * i, 255]) for i, name in enumerate(NAMES)}
+
+
+@pytest.fixture(autouse=True)
+def short_keys() -> Iterator[None]:
+    """Half a second a session instead of five; the smallest that are accepted."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(home, "KEY_BITS", 2048)
+        yield
+
+
+def make(names: list[str] = NAMES, **more: Any) -> Session:
+    roster = {name: IDS[name].public for name in names}
+    return Session(roster, 3, 256, **(AGREED | {"task": "t"} | more))
+
+
+Change = Callable[[Envelope, Any], Any]
+"""(envelope, its message) -> another message, None to lose it, or the same one."""
+
+
+class Run:
+    """A session in which somebody changes messages, on their way `up` or `down`."""
+
+    def __init__(
+        self, session: Session | None = None, up: Change | None = None, down: Change | None = None,
+        journals: dict[str, Any] | None = None, policies: dict[str, Policy] | None = None,
+    ) -> None:  # fmt: skip
+        self.session = session or make()
+        self.server = self.session.server()
+        journals, policies = journals or {}, policies or {}
+        self.clients = {
+            name: self.session.client(name, IDS[name], journal=journals.get(name), policy=policies.get(name))
+            for name in self.session.names
+        }
+        same: Change = lambda _, message: message  # noqa: E731
+        self.up, self.down = up or same, down or same
+        self.seen: list[tuple[Envelope, Any]] = []
+
+    def changed(self, envelope: Envelope, change: Change) -> list[Envelope]:
+        message = home._CODEC.decode(envelope.body, self.session.max_envelope_bytes)
+        self.seen.append((envelope, message))
+        found = change(envelope, message)
+        if found is None:
+            return []
+        return [Envelope(envelope.session, envelope.sender, envelope.to, home._CODEC.encode(found))]
+
+    def go(self) -> Aggregate | Aborted:
+        sent = [
+            e for name, c in self.clients.items() for event in (Started(), Input(VECTORS[name]))
+            for e in c.handle(event)
+        ]  # fmt: skip
+        while self.server.result is None:
+            stage, down = self.server.stage, []
+            for envelope in sent:
+                for e in self.changed(envelope, self.up):
+                    down += self.server.handle(Received(e))
+            down += self.server.handle(StageClosed(stage))
+            arrived = [e for envelope in down for e in self.changed(envelope, self.down)]
+            sent = [answer for e in arrived for answer in self.clients[e.to].handle(Received(e))]
+        return self.server.result
+
+    def message(self, kind: type, name: str) -> Any:
+        """What this party sent, or was sent, of that kind."""
+        return next(m for e, m in self.seen if isinstance(m, kind) and name in (e.sender, e.to))
+
+
+def expected(included: Any) -> list[int]:
+    return list(sum(VECTORS[name] for name in included))
+
+
+# --------------------------------------------------------------------------------------------- sums
+
+
+def test_the_sum_and_nothing_else() -> None:
+    run = Run()
+    result = run.go()
+    assert isinstance(result, Aggregate)
+    assert result.included == tuple(NAMES)
+    assert list(result.sum) == expected(NAMES)
+    assert result.sum.dtype == run.session.ring.dtype
+    for client in run.clients.values():
+        assert client.result == Answered(tuple(NAMES))
+        assert client.faults == ()
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.integers(4, 6), st.integers(1, 400), st.sampled_from([2, 3, 256, 1 << 20]), st.integers(0, 2**32),
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["keys", "masked", "signatures", "reveals"])),
+             max_size=3),
+)  # fmt: skip
+def test_the_exact_sum_over_the_included_set_or_aborted(
+    n: int, dim: int, bound: int, seed: int, dropping: list[tuple[int, str]]
+) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = {f"c{i}": rng.integers(0, bound, dim) for i in range(n)}
+    vectors["c0"][:] = bound - 1
+    drop = {f"c{i % n}": stage for i, stage in dropping}
+    demands: dict[str, Any] = AGREED | {"corrupted": 0.0, "dropout": 0.25}
+    run = simulate(vectors, bound=bound, drop=drop, seed=seed, **demands)
+    found = parameters(n, 0.0, 0.25, PAILLIER, MALICIOUS)
+    if isinstance(run.result, Aborted):
+        assert len(drop) > found.dropped
+        return
+    included = {name for name in vectors if drop.get(name) not in ("keys", "masked")}
+    assert set(run.result.included) == included
+    np.testing.assert_array_equal(run.result.sum, sum(vectors[name] for name in included))
+
+
+@pytest.mark.parametrize("stage", ["keys", "masked", "signatures", "reveals"])
+def test_who_vanishes_is_left_out_or_not_needed(stage: str) -> None:
+    run = simulate(
+        {name: v.tolist() for name, v in VECTORS.items()}, bound=256, drop={"oslo": stage}, **AGREED
+    )
+    assert isinstance(run.result, Aggregate)
+    included = [n for n in NAMES if n != "oslo" or stage in ("signatures", "reveals")]
+    assert run.result.included == tuple(included)
+    assert list(run.result.sum) == expected(included)
+
+
+def test_restored_at_every_step(tmp_path: Path) -> None:
+    """Each client from its journal, each time before it answers; the server from a snapshot."""
+    key = bytes(range(32))
+    journals = {name: SqliteJournal(tmp_path / name, key) for name in NAMES}
+    run = Run(journals=journals)
+    told: Change = lambda _, message: message  # noqa: E731
+
+    def again(envelope: Envelope, message: Any) -> Any:
+        name = envelope.to
+        run.clients[name] = run.session.restore_client(name, IDS[name], journals[name])
+        if isinstance(message, Keys):  # an input that was not masked is not kept
+            run.clients[name].handle(Input(VECTORS[name]))
+        return told(envelope, message)
+
+    run.down = again
+    result = run.go()
+    assert isinstance(result, Aggregate)
+    assert list(result.sum) == expected(NAMES)
+
+
+# -------------------------------------------------------------------------------- what is refused first
+
+
+def test_lists_are_always_signed() -> None:
+    with pytest.raises(Infeasible, match="threat model 'malicious'"):
+        make(threat_model="honest-but-curious")
+    assert make(threat_model=SEMI_MALICIOUS).signed
+
+
+def test_noise_is_not_added() -> None:
+    with pytest.raises(LocalError, match="sums exactly"):
+        make(noise=Noisy(4.0), bits=16)
+
+
+def test_thresholds() -> None:
+    """c < t, and lists signed by q with 2q > n + c and q <= n - dropouts."""
+    for n, corrupted, dropout in ((5, 0.2, 0.2), (10, 0.3, 0.3), (20, 0.2, 0.1), (7, 0.0, 0.3)):
+        p = parameters(n, corrupted, dropout, PAILLIER, MALICIOUS)
+        assert p.corrupted < p.threshold <= n - p.dropped
+        assert 2 * p.quorum > n + p.corrupted
+        assert p.quorum <= n - p.dropped
+    with pytest.raises(Infeasible, match="must sign"):
+        parameters(10, 0.3, 0.4, PAILLIER, MALICIOUS)
+
+
+# ----------------------------------------------------------------------------------- a malicious server
+
+
+def all_stopped(run: Run, cause: str, honest: list[str] = NAMES) -> None:
+    """There is no sum, and these clients say why."""
+    assert isinstance(run.go(), Aborted)
+    for name in honest:
+        result = run.clients[name].result
+        assert isinstance(result, Aborted)
+        assert cause in result.cause or "stopped" in result.cause, result.cause
+    assert any(cause in getattr(run.clients[n].result, "cause", "") for n in honest)
+
+
+def forged(run: Run, how: str) -> Change:
+    """The server puts a victim's ciphertexts, or what it made of them, into its own client's contribution.
+
+    Its client, pisa, signs what it is given; the victim is graz. The server forwards it without a look.
+    """
+    made: dict[int, list[bytes]] = {}
+
+    def down(envelope: Envelope, message: Any) -> Any:
+        if not isinstance(message, Contributions):
+            return message
+        session, owner = run.session, run.session.positions[envelope.to]
+        pairs = [(m.modulus, m.base) for m in run.message(Keys, "oslo").advertised]
+        setup = home._setup(session, bitmap(range(5), 5), run.message(Keys, "oslo").advertised)
+        victim = run.message(Contributed, "graz")
+        for place, pair in enumerate(pairs):
+            if place in made:
+                continue
+            public = PublicKey(int.from_bytes(pair[0], "little"), int.from_bytes(pair[1], "little"), 1024)
+            theirs = home._numbers(victim.columns[place], public.ciphertext_bytes)
+            square = int(public.square)
+            column = {
+                "copies": theirs, "inverts": [pow(c, -1, square) for c in theirs],
+                "squares": [c * c % square for c in theirs],
+                "shifts": [c * (1 + public.n) % square for c in theirs],
+            }[how]  # fmt: skip
+            made[place] = [public.pack(column), victim.proofs[place]]
+        digests = [
+            home._digest(*made[p]) if i == 3 else
+            home._digest(run.message(Contributed, NAMES[i]).columns[p],
+                         run.message(Contributed, NAMES[i]).proofs[p])
+            for i in range(5) for p in range(5)
+        ]  # fmt: skip
+        mine = b"".join(digests[15:20])
+        signatures = home._pieces("", message.signatures, 5, 64)
+        signatures[3] = IDS["pisa"].sign(home._contribution(setup, 3, mine))
+        columns, proofs = list(message.columns), list(message.proofs)
+        columns[3], proofs[3] = made[owner]
+        return Contributions(message.included, columns, proofs, b"".join(digests), b"".join(signatures))
+
+    return down
+
+
+@pytest.mark.parametrize("how", ["copies", "inverts", "squares", "shifts"])
+def test_a_contributor_who_reuses_anothers_ciphertexts_is_refused(how: str) -> None:
+    """The sum would be of the others twice the victim, or of all but the victim: its vector would follow."""
+    run = Run()
+    run.down = forged(run, how)
+    all_stopped(run, "the proof that they are known does not hold", ["bern", "graz", "oslo", "york"])
+
+
+def test_the_server_that_checks_drops_who_reuses_anothers_ciphertexts() -> None:
+    """An honest server finds it by itself, names the sender, and the round goes on without it."""
+    run = Run()
+    kept: dict[str, Any] = {}
+
+    def up(envelope: Envelope, message: Any) -> Any:
+        if not isinstance(message, Contributed):
+            return message
+        kept[envelope.sender] = message
+        if envelope.sender != "pisa":
+            return message
+        victim, digests = kept["graz"], b""
+        for column, proof in zip(victim.columns, victim.proofs, strict=True):
+            digests += home._digest(column, proof)
+        keys = run.message(Keys, "oslo")
+        setup = home._setup(run.session, keys.present, keys.advertised)
+        return Contributed(
+            victim.columns, victim.proofs, IDS["pisa"].sign(home._contribution(setup, 3, digests))
+        )
+
+    run.up = up
+    result = run.go()
+    assert isinstance(result, Aggregate)
+    assert result.included == ("bern", "graz", "oslo", "york")
+    assert list(result.sum) == expected(result.included)
+    assert "known does not hold" in result.dropped["pisa"].cause
+    assert result.dropped["pisa"].culprits == ("pisa",)
+
+
+def test_contributions_that_the_server_makes_up_are_refused() -> None:
+    """All but the victim's replaced by its own: they are not signed by whom they claim to be of."""
+    run = Run()
+
+    def down(_: Envelope, message: Any) -> Any:
+        if not isinstance(message, Contributions):
+            return message
+        signatures = home._pieces("", message.signatures, 5, 64)
+        signatures[2] = Identity.generate().sign(b"made up")
+        return Contributions(
+            message.included, message.columns, message.proofs, message.digests, b"".join(signatures)
+        )
+
+    run.down = down
+    all_stopped(run, "signature")
+
+
+def test_two_lists_to_two_halves_open_nothing() -> None:
+    """Each half is shown another list; each signs its own; signatures of the other half do not verify."""
+    run = Run()
+    without = {"bern": "york", "graz": "york"}  # who is told that who is missing
+
+    def shorter(message: Contributions, missing: int) -> Contributions:
+        included = [i for i in range(5) if i != missing]
+        digests = home._pieces("", message.digests, 5, 5 * 32)
+        signatures = home._pieces("", message.signatures, 5, 64)
+        return Contributions(
+            bitmap(included, 5), [message.columns[i] for i in included],
+            [message.proofs[i] for i in included], b"".join(digests[i] for i in included),
+            b"".join(signatures[i] for i in included),
+        )  # fmt: skip
+
+    signed: dict[str, bytes] = {}
+
+    def down(envelope: Envelope, message: Any) -> Any:
+        if isinstance(message, Contributions) and envelope.to in without:
+            return shorter(message, 4)
+        return message
+
+    def up(envelope: Envelope, message: Any) -> Any:
+        if isinstance(message, home.Signed):
+            signed[envelope.sender] = message.signature
+        return message
+
+    run.up, run.down = up, down
+    result = run.go()
+    assert isinstance(result, Aborted)  # three sign one list, two the other; four would have to
+    assert len(signed) == 5
+    assert all(isinstance(c.result, Aborted) for c in run.clients.values())
+    # And if the server shows all five signatures to everybody, nobody opens.
+    for name in ("bern", "oslo"):
+        again = Run()
+
+        def shows(envelope: Envelope, message: Any, run: Run = again) -> Any:
+            if isinstance(message, Contributions) and envelope.to in without:
+                return shorter(message, 4)
+            return message
+
+        again.down = shows
+        again.go()
+        client = again.clients[name]
+        assert isinstance(client.result, Aborted)
+
+
+def quorum_of(change: Callable[[Quorum], Quorum]) -> Change:
+    return lambda _, message: change(message) if isinstance(message, Quorum) else message
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda m: Quorum(bitmap([0, 1], 5), m.signatures[:128]), "2 signatures, 4 are needed"),
+        (lambda m: Quorum(m.signers, m.signatures[:-64]), "signatures: expected 5 x 64 bytes"),
+        (lambda m: Quorum(m.signers, m.signatures[64:] + m.signatures[:64]), "does not verify"),
+        (lambda m: Quorum(m.signers, bytes(320)), "does not verify"),
+        (lambda m: Quorum(b"\xff", m.signatures), "bitmap"),
+    ],
+)
+def test_nobody_opens_without_a_quorum(change: Callable[[Quorum], Quorum], cause: str) -> None:
+    run = Run(down=quorum_of(change))
+    all_stopped(run, cause)
+    assert not any(isinstance(m, Opened) for _, m in run.seen)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda m: Contributions(bitmap([2, 3], 5), m.columns[2:4], m.proofs[2:4],
+                                 m.digests[320:640], m.signatures[128:256]), "at least 3 must be included"),
+        (lambda m: Contributions(m.included, m.columns[:-1], m.proofs, m.digests, m.signatures),
+         "a column and a proof of every owner"),
+        (lambda m: Contributions(m.included, m.columns, m.proofs, m.digests[:-1], m.signatures), "digests"),
+        (lambda m: Contributions(m.included, [m.columns[1], *m.columns[1:]], m.proofs, m.digests,
+                                 m.signatures), "not the one that is in the list"),
+        (lambda m: Contributions(m.included, m.columns, m.proofs, bytes(32) + m.digests[32:], m.signatures),
+         "s"),
+    ],
+)  # fmt: skip
+def test_lists_that_are_none_are_not_signed(change: Callable[[Any], Any], cause: str) -> None:
+    """Too few in it (one victim and the server's own), or not what its parts say."""
+    run = Run(down=lambda _, m: change(m) if isinstance(m, Contributions) else m)
+    all_stopped(run, cause)
+    assert not any(isinstance(m, home.Signed) for _, m in run.seen)
+
+
+def test_an_owner_is_not_asked_about_a_list_without_it() -> None:
+    """Nor about one in which its own contribution is another."""
+    run = Run()
+
+    def down(envelope: Envelope, message: Any) -> Any:
+        if not isinstance(message, Contributions) or envelope.to != "bern":
+            return message
+        return Contributions(
+            bitmap(range(1, 5), 5), message.columns[1:], message.proofs[1:], message.digests[160:],
+            message.signatures[64:],
+        )  # fmt: skip
+
+    run.down = down
+    run.go()
+    assert "own is not among them as it was sent" in str(run.clients["bern"].result)
+
+
+def test_a_policy_counts_who_is_included() -> None:
+    run = Run(
+        policies={"bern": Policy(min_included=5)},
+        up=lambda e, m: None if isinstance(m, Contributed) and e.sender == "york" else m,
+    )
+    run.go()
+    assert "this client's policy wants 5" in str(run.clients["bern"].result)
+
+
+def test_asking_twice_gets_the_same_bytes_or_nothing() -> None:
+    """A second question after the answer; a second session of the round; the same session again."""
+    journals = {name: MemoryJournal() for name in NAMES}
+    run = Run(journals=journals)
+    assert isinstance(run.go(), Aggregate)
+    (envelope,) = [e for e, m in run.seen if isinstance(m, Quorum) and e.to == "oslo"]
+    (first,) = [e for e, m in run.seen if isinstance(m, Opened) and e.sender == "oslo"]
+    assert [e.body for e in run.clients["oslo"].handle(Received(envelope))] == [first.body]
+    (other,) = [e for e, m in run.seen if isinstance(m, Contributions) and e.to == "oslo"]
+    assert run.clients["oslo"].handle(Received(other)) == []
+    for attempt in (0, 1):
+        with pytest.raises((AlreadyAnswered, LocalError)):
+            make(attempt=attempt).client("oslo", IDS["oslo"], journal=journals["oslo"])
+
+
+@pytest.mark.parametrize("part", ["plaintexts", "roots"])
+def test_a_false_opening_names_its_sender_and_the_round_goes_on(part: str) -> None:
+    def up(envelope: Envelope, message: Any) -> Any:
+        if not isinstance(message, Opened) or envelope.sender != "graz":
+            return message
+        data = bytearray(getattr(message, part))
+        data[0] ^= 1
+        other = {"plaintexts": message.plaintexts, "roots": message.roots} | {part: bytes(data)}
+        return Opened(**other)
+
+    result = Run(up=up).go()
+    assert isinstance(result, Aggregate)
+    assert list(result.sum) == expected(NAMES)
+    assert [f.culprits for f in result.faults] == [("graz",)]
+    assert "openings: the proof does not hold" in result.faults[0].cause
+
+
+def test_shares_on_no_polynomial_make_no_sum() -> None:
+    """A contributor deals badly, with right proofs: more than t openings show it, and none is chosen."""
+    true = home.Sharing.deal
+
+    def deal(self: Any, plaintexts: Any, rng: Any) -> Any:
+        found = true(self, plaintexts, rng)
+        if plaintexts[0] & 0xFFF == 3:  # pisa's first value
+            found[0][0] += 1
+        return found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(home.Sharing, "deal", deal)
+        result = Run().go()
+    assert isinstance(result, Aborted)
+    assert "not of one sum" in result.cause
+    assert result.culprits == ()
+
+
+# ---------------------------------------------------------------------------------------------- keys
+
+
+@pytest.mark.parametrize(
+    ("place", "cause"), [("modulus", ""), ("base", ""), ("proof", ""), ("signature", ""), ("session", "")]
+)
+def test_a_key_that_does_not_check_drops_its_owner(place: str, cause: str) -> None:
+    def up(envelope: Envelope, message: Any) -> Any:
+        if not isinstance(message, home.Advertise) or envelope.sender != "york":
+            return message
+        fields = {f: getattr(message, f) for f in message.__struct_fields__}
+        fields[place] = fields[place][:-1] + bytes([fields[place][-1] ^ 1])
+        return home.Advertise(**fields)
+
+    result = Run(up=up).go()
+    assert isinstance(result, Aggregate)
+    assert result.included == ("bern", "graz", "oslo", "pisa")
+    assert result.dropped["york"].culprits == ("york",)
+    assert cause in result.dropped["york"].cause
+
+
+def test_a_signed_key_whose_proof_is_anothers_is_refused() -> None:
+    """Signed by its owner, but the proof is bound to somebody else, or the modulus is unsound."""
+    run = Run()
+    first: dict[str, Any] = {}
+
+    def up(envelope: Envelope, message: Any) -> Any:
+        if not isinstance(message, home.Advertise):
+            return message
+        first[envelope.sender] = message
+        if envelope.sender != "york":
+            return message
+        bern = first["bern"]
+        unsigned = home.Advertise(message.session, bern.modulus, bern.base, bern.proof, b"")
+        signature = IDS["york"].sign(home._signed_key(unsigned))
+        return home.Advertise(message.session, bern.modulus, bern.base, bern.proof, signature)
+
+    run.up = up
+    result = run.go()
+    assert isinstance(result, Aggregate)
+    assert "its modulus is sound does not hold" in result.dropped["york"].cause
+
+
+def test_clients_shown_different_keys_complete_nothing() -> None:
+    """One is told that york's key is not there: its contribution is of other keys than the rest's."""
+
+    def down(envelope: Envelope, message: Any) -> Any:
+        if isinstance(message, Keys) and envelope.to == "bern":
+            return Keys(bitmap(range(4), 5), message.advertised[:4])
+        return message
+
+    result = Run(down=down).go()
+    assert isinstance(result, Aggregate)
+    assert "bern" not in result.included  # an honest server cannot use it
+    assert list(result.sum) == expected(result.included)
+
+
+def test_a_client_checks_the_keys_that_it_is_sent() -> None:
+    def without_its_own(_: Envelope, message: Any) -> Any:
+        return Keys(message.present, message.advertised[::-1]) if isinstance(message, Keys) else message
+
+    all_stopped(Run(down=without_its_own), "s")
+
+    def too_few(_: Envelope, message: Any) -> Any:
+        return Keys(message.present, message.advertised[:-1]) if isinstance(message, Keys) else message
+
+    all_stopped(Run(down=too_few), "keys: expected 5, got 4")
+
+
+def test_moduli_of_another_size_are_refused() -> None:
+    key = paillier.generate(3072)
+    size = 384
+
+    def up(envelope: Envelope, message: Any) -> Any:
+        if not isinstance(message, home.Advertise) or envelope.sender != "york":
+            return message
+        unsigned = home.Advertise(
+            message.session, key.public.n.to_bytes(size, "little"), key.public.h.to_bytes(2 * size, "little"),
+            message.proof, b"",
+        )  # fmt: skip
+        return home.Advertise(
+            unsigned.session, unsigned.modulus, unsigned.base, unsigned.proof,
+            IDS["york"].sign(home._signed_key(unsigned)),
+        )  # fmt: skip
+
+    result = Run(up=up).go()
+    assert "modulus: expected 256 bytes" in result.dropped["york"].cause
+
+
+def test_states_show_nothing() -> None:
+    run = Run()
+    run.go()
+    state = home.AwaitKeys((b"p" * 128, b"q" * 128), run.message(home.Advertise, "bern"), b"e" * 32)
+    assert "ppp" not in repr(state)
+    assert members(b"\x1f", 5) == (0, 1, 2, 3, 4)
+    assert SERVER not in run.session.names
