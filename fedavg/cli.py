@@ -23,11 +23,18 @@ if TYPE_CHECKING:
     pass
 
 _THREATS = ("honest-but-curious", "semi-malicious", "malicious")
-_PROTOCOLS = ("secagg", "secagg+")
+_PROTOCOLS = ("secagg", "secagg+", "threshold-paillier")
 _UPLOADS = ("keys", "shares", "masked", "signatures", "reveals")
 _SEED = click.IntRange(0, 2**32 - 1)  # what scikit-learn's split takes
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_EXTRAS = {"sklearn": "demo", "matplotlib": "demo", "ray": "ray", "dp_accounting": "dp", "scipy": "dp"}
+_EXTRAS = {
+    "sklearn": "demo",
+    "matplotlib": "demo",
+    "ray": "ray",
+    "dp_accounting": "dp",
+    "scipy": "dp",
+    "gmpy2": "paillier",
+}
 _CITIES = ("bern", "brno", "cork", "gent", "graz", "lyon", "oslo", "pisa", "riga", "york")
 
 

@@ -31,6 +31,7 @@ from protocols.counts import Counts, Layout, Round
 from protocols.errors import Infeasible, LocalError
 from protocols.graph import (
     HONEST_BUT_CURIOUS,
+    SECAGG,
     SECAGG_PLUS,
     Parameters,
     hypergeometric_quantile,
@@ -259,6 +260,8 @@ def estimate(
     Raises `LocalError` for impossible input, `Infeasible` where `Session` would and where there would be no
     sum because too many drop out.
     """
+    if protocol not in (SECAGG, SECAGG_PLUS):
+        raise LocalError(f"protocol: only {SECAGG} and {SECAGG_PLUS} are predicted, got {protocol!r}")
     r = _sizes(n, dim, bound, protocol, threat_model, corrupted, dropout, dropping, at)
     leaves, fanout = (
         checked_integer("aggregators", aggregators, 1, r.n),

@@ -367,6 +367,7 @@ def contribute(context: ClientContext, state: AwaitInput, event: Input) -> tuple
     return after, [(0, Contributed(columns, known, signature), b"")]
 
 
+@lru_cache(maxsize=256)
 def _public(modulus: bytes, base: bytes) -> PublicKey:
     return PublicKey(int.from_bytes(modulus, "little"), int.from_bytes(base, "little"), KEY_BITS // 2)
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any
 
 import gmpy2
@@ -128,7 +128,7 @@ def prove_plaintexts(
     The key must have a base of randomisers.
     """
     n, square, size = mpz(public.n), public.square, _mask_bits(public, len(ciphertexts))
-    base = FixedBase(public.h, public.n, size, _TIMES)
+    base = _powers(public, size + 1)
     masks, chosen = [], []
     for _ in range(_TIMES):
         a = mpz.from_bytes(rng(public.ciphertext_bytes // 2 + 16), "little") % n
@@ -156,11 +156,17 @@ def check_plaintexts(
     small = all(0 <= b < 1 << size + 1 for b in proof.randomisers)
     if not small or not all(0 <= a < n for a in proof.plaintexts):
         raise Invalid("plaintexts: the proof has numbers that are too large")
-    base = FixedBase(public.h, public.n, size + 1, _TIMES)
+    base = _powers(public, size + 1)
     rows = _coefficients(public, Label.PLAINTEXT_PROOF, context, ciphertexts, proof.masks)
     for mask, a, b, row in zip(masks, proof.plaintexts, proof.randomisers, rows, strict=True):
         if mask * _combined(ciphertexts, row, square) % square != (1 + a * n) * base.power(mpz(b)) % square:
             raise Invalid("plaintexts: the proof that they are known does not hold")
+
+
+@lru_cache(maxsize=32)
+def _powers(public: PublicKey, bits: int) -> FixedBase:
+    """Of a key's base: proofs about several contributors' ciphertexts under one key share the table."""
+    return FixedBase(public.h, public.n, bits, 8 * _TIMES)
 
 
 def _mask_bits(public: PublicKey, count: int) -> int:

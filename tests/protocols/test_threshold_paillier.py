@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from protocols import threshold_paillier as home
 from protocols.errors import Aborted, AlreadyAnswered, Infeasible, LocalError
+from protocols.estimate import estimate
 from protocols.graph import MALICIOUS, SEMI_MALICIOUS, parameters
 from protocols.journal import MemoryJournal, SqliteJournal
 from protocols.machine import Aggregate, Answered, Input, Received, StageClosed, Started
@@ -563,3 +564,8 @@ def test_states_show_nothing() -> None:
     assert "ppp" not in repr(state)
     assert members(b"\x1f", 5) == (0, 1, 2, 3, 4)
     assert SERVER not in run.session.names
+
+
+def test_costs_of_this_protocol_are_not_predicted() -> None:
+    with pytest.raises(LocalError, match="only secagg and secagg\\+ are predicted"):
+        estimate(10, 10, bound=5, protocol=PAILLIER, threat_model=MALICIOUS)

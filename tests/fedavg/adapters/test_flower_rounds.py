@@ -24,7 +24,7 @@ from flwr.serverapp.strategy import (
 )
 
 from fedavg.adapters.flower import SecAggGrid, secagg_mod
-from protocols import pairwise, session
+from protocols import pairwise, session, threshold_paillier
 from secagg.ring import Ring
 
 
@@ -132,8 +132,12 @@ def test_an_app_may_answer_in_another_precision(flower: Any) -> None:
 
 
 @pytest.mark.parametrize("protocol", sorted(session._HOMES))
-def test_every_protocol_by_the_one_setting(flower: Any, protocol: str) -> None:
-    play = flower.Play(config={"secagg-protocol": protocol})
+def test_every_protocol_by_the_one_setting(
+    flower: Any, sites: Any, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed = protocol == "threshold-paillier"  # its lists are, so nodes have identities
+    monkeypatch.setattr(threshold_paillier, "KEY_BITS", 2048)
+    play = flower.Play(config={"secagg-protocol": protocol}, folder=sites() if signed else None)
     play.check(play.train(), play.nodes)
 
 
