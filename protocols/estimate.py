@@ -261,7 +261,7 @@ def estimate(
     sum because too many drop out.
     """
     if protocol not in (SECAGG, SECAGG_PLUS):
-        raise LocalError(f"protocol: only {SECAGG} and {SECAGG_PLUS} are predicted, got {protocol!r}")
+        raise LocalError(f"protocol: expected one of {SECAGG}, {SECAGG_PLUS} to predict, got {protocol!r}")
     r = _sizes(n, dim, bound, protocol, threat_model, corrupted, dropout, dropping, at)
     leaves, fanout = (
         checked_integer("aggregators", aggregators, 1, r.n),

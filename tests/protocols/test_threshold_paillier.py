@@ -567,5 +567,5 @@ def test_states_show_nothing() -> None:
 
 
 def test_costs_of_this_protocol_are_not_predicted() -> None:
-    with pytest.raises(LocalError, match="only secagg and secagg\\+ are predicted"):
+    with pytest.raises(LocalError, match="one of secagg, secagg\\+ to predict"):
         estimate(10, 10, bound=5, protocol=PAILLIER, threat_model=MALICIOUS)
