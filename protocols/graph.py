@@ -276,8 +276,8 @@ def parameters(
 
     Complete graph, c = floor(corrupted * n), a client's own share counting among the n:
     honest-but-curious needs c < t; the other two 2t > n + c, so that no two disjoint answers open both
-    secrets of a client; all need t <= n - floor(dropout * n). Threshold Paillier, whose lists are signed by
-    that quorum, needs c < t.
+    secrets of a client, and no two lists of threshold Paillier are opened in two attempts of one round; all
+    need t <= n - floor(dropout * n).
     """
     _check_demands(n, corrupted, dropout, threat_model)
     if protocol not in PROTOCOLS:
@@ -304,8 +304,7 @@ def parameters(
     if protocol != SECAGG_PLUS or n < COMPLETE_BELOW:
         if degree is not None and (type(degree) is not int or degree != n - 1):
             raise Infeasible(f"degree: the complete graph on {n} clients has degree {n - 1}, not {degree!r}")
-        # Owners of keys open sums and no shares of masks: for them it is the signatures that must be so many.
-        found = _complete(n, bad, gone, signed and protocol != THRESHOLD_PAILLIER, threshold)
+        found = _complete(n, bad, gone, signed, threshold)
         return Parameters(n - 1, found, bad, gone, max(MIN_COHORT, found, bad + 2), quorum)
     sparse = _sparse(n, bad, gone, signed, degree, threshold)
     # The connectivity argument of Bell et al. allows at most `gone` dropouts: clients insist on it.

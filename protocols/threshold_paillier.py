@@ -14,8 +14,9 @@ Against a server that colludes with fewer than t clients:
 - It cannot submit a copy, inverse or power of a victim's ciphertexts in its own clients' names: they would
   not know the plaintexts (`secagg.proofs`).
 - It cannot have two lists opened: an owner opens one sum a session, of a list that a quorum signed, with
-  2q > n + c; two lists with so many signers share an honest one, who signs once. And once a round: the
-  journal keeps that.
+  2q > n + c; two lists with so many signers share an honest one, who signs once. In another attempt of the
+  round it may sign again, if it has not opened; but it opens once a round, which the journal keeps, and as
+  2t > n + c too, two lists are never both opened.
 - What t - 1 owners see of an honest contributor are fewer shares than tell anything; what the others open is
   a function of the sum alone, to 2^-40.
 Assumed: decisional composite residuosity, and that powers of h with short exponents look like any n-th

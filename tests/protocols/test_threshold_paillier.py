@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +186,11 @@ def test_noise_is_not_added() -> None:
 
 
 def test_thresholds() -> None:
-    """c < t, and lists signed by q with 2q > n + c and q <= n - dropouts."""
+    """Lists signed by q and opened by t, 2q > n + c and 2t > n + c; both at most n - dropouts."""
     for n, corrupted, dropout in ((5, 0.2, 0.2), (10, 0.3, 0.3), (20, 0.2, 0.1), (7, 0.0, 0.3)):
         p = parameters(n, corrupted, dropout, PAILLIER, MALICIOUS)
         assert p.corrupted < p.threshold <= n - p.dropped
+        assert 2 * p.threshold > n + p.corrupted
         assert 2 * p.quorum > n + p.corrupted
         assert p.quorum <= n - p.dropped
     with pytest.raises(Infeasible, match="must sign"):
@@ -375,7 +377,7 @@ def test_nobody_opens_without_a_quorum(change: Callable[[Quorum], Quorum], cause
     ("change", "cause"),
     [
         (lambda m: Contributions(bitmap([2, 3], 5), m.columns[2:4], m.proofs[2:4],
-                                 m.digests[320:640], m.signatures[128:256]), "at least 3 must be included"),
+                                 m.digests[320:640], m.signatures[128:256]), "at least 4 must be included"),
         (lambda m: Contributions(m.included, m.columns[:-1], m.proofs, m.digests, m.signatures),
          "a column and a proof of every owner"),
         (lambda m: Contributions(m.included, m.columns, m.proofs, m.digests[:-1], m.signatures), "digests"),
@@ -431,6 +433,25 @@ def test_asking_twice_gets_the_same_bytes_or_nothing() -> None:
     for attempt in (0, 1):
         with pytest.raises((AlreadyAnswered, LocalError)):
             make(attempt=attempt).client("oslo", IDS["oslo"], journal=journals["oslo"])
+
+
+def test_two_attempts_of_a_round_do_not_open_two_lists() -> None:
+    """In the first, the server shows the quorum to a threshold of owners; it tries the rest in a second."""
+    journals = {name: MemoryJournal() for name in NAMES}
+    t = make().parameters.threshold
+
+    def some(envelope: Envelope, message: Any) -> Any:
+        return None if isinstance(message, Quorum) and envelope.to in NAMES[t:] else message
+
+    first = Run(journals=journals, down=some)
+    assert isinstance(first.go(), Aggregate)
+    left = []
+    for name in NAMES:  # those who have not opened may try again
+        with suppress(AlreadyAnswered):
+            left.append(make(attempt=1).client(name, IDS[name], journal=journals[name]).name)
+    assert left == NAMES[t:]
+    bad = make().parameters.corrupted
+    assert len(left) + bad < t  # with the corrupted, too few to open anything
 
 
 @pytest.mark.parametrize("part", ["plaintexts", "roots"])
