@@ -8,7 +8,7 @@ Work", EUROCRYPT 1996, with Paillier for the authorities' keys, and packed vecto
 Four stages: keys (with a proof that each is sound), contributions (with a proof that each sender knows what
 is in its ciphertexts), signatures of the one list of contributions, and openings (with a proof of each).
 
-Against a server that colludes with fewer than t clients:
+Against a server that colludes with as many clients as the session says may be corrupted, c < t:
 - It cannot make up contributions: each is signed by its client's pinned identity, over the session, all keys
   and every column.
 - It cannot submit a copy, inverse or power of a victim's ciphertexts in its own clients' names: they would
@@ -22,8 +22,9 @@ Against a server that colludes with fewer than t clients:
 Assumed: decisional composite residuosity, and that powers of h with short exponents look like any n-th
 residue (Damgard, Jurik, Nielsen 2010); the random oracle for proofs.
 
-What it does not protect against: an included client whose shares are on no polynomial, which makes a round
-without a sum and is not named; vectors that are lies; t colluding owners; a server that refuses service.
+What it does not protect against: an included client whose shares are on no polynomial, which with more than
+t openings makes a round without a sum, and is not named; vectors that are lies; t colluding owners; a server
+that refuses service.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ _DIGEST_BYTES = 32
 
 
 class Advertise(Message, frozen=True, tag=1):
-    """Keys, up: a modulus, the base of its randomisers, and a proof that it is sound; signed."""
+    """Keys, up: a modulus, the n-th root of its randomisers' base, a proof that it is sound; signed.
+
+    A root, so that nobody has a base that is no n-th residue: sums would then open to something else.
+    """
 
     session: bytes
     modulus: bytes
@@ -185,10 +189,10 @@ def _sound_key(modulus: bytes, base: bytes, proof: bytes, owner: bytes) -> Publi
     """The key, or `Invalid`. Of the same bytes always the same: in one process, looked at once."""
     size = _modulus_bytes()
     exact_length("modulus", modulus, size)
-    exact_length("base", base, 2 * size)
+    exact_length("base", base, size)
     if len(proof) % size:
         raise Invalid("proof of a key: expected numbers of the modulus's length")
-    public = PublicKey(int.from_bytes(modulus, "little"), int.from_bytes(base, "little"), KEY_BITS // 2)
+    public = _public(modulus, base)
     if public.bits != KEY_BITS:
         raise Invalid(f"modulus: expected {KEY_BITS} bits, got {public.bits}")
     roots = [int.from_bytes(proof[at : at + size], "little") for at in range(0, len(proof), size)]
@@ -310,7 +314,8 @@ def advertise_key(context: ClientContext, _: AwaitStart, __: Started) -> tuple[S
     entropy = context.rng(32)
     key = paillier.generate(KEY_BITS, seeded(entropy, b"key"))
     roots = proofs.prove_key(key, _owner(session, context.index))
-    modulus, base = key.public.n.to_bytes(size, "little"), key.public.h.to_bytes(2 * size, "little")
+    root = key.randomiser(key.public.h)
+    modulus, base = key.public.n.to_bytes(size, "little"), root.to_bytes(size, "little")
     proof = b"".join(r.to_bytes(size, "little") for r in roots)
     unsigned = Advertise(session.hash, modulus, base, proof, b"")
     signature = context.identity.sign(_signed_key(unsigned))
@@ -370,7 +375,10 @@ def contribute(context: ClientContext, state: AwaitInput, event: Input) -> tuple
 
 @lru_cache(maxsize=256)
 def _public(modulus: bytes, base: bytes) -> PublicKey:
-    return PublicKey(int.from_bytes(modulus, "little"), int.from_bytes(base, "little"), KEY_BITS // 2)
+    n = int.from_bytes(modulus, "little")
+    if not n:
+        raise Invalid("modulus: expected a positive number")
+    return PublicKey(n, pow(int.from_bytes(base, "little"), n, n * n), KEY_BITS // 2)
 
 
 def sign_list(context: ClientContext, state: AwaitList, message: Contributions) -> tuple[State, Outbox]:

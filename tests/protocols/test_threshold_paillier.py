@@ -25,7 +25,6 @@ from protocols.wire import SERVER, Envelope, bitmap, members
 from protocols.xnoise import Noisy
 from secagg import paillier
 from secagg.keys import Identity
-from secagg.paillier import PublicKey
 
 PAILLIER = "threshold-paillier"
 AGREED = {"protocol": PAILLIER, "threat_model": MALICIOUS, "corrupted": 0.2, "dropout": 0.2}
@@ -227,7 +226,7 @@ def forged(run: Run, how: str) -> Change:
         for place, pair in enumerate(pairs):
             if place in made:
                 continue
-            public = PublicKey(int.from_bytes(pair[0], "little"), int.from_bytes(pair[1], "little"), 1024)
+            public = home._public(*pair)
             theirs = home._numbers(victim.columns[place], public.ciphertext_bytes)
             square = int(public.square)
             column = {
@@ -566,8 +565,7 @@ def test_moduli_of_another_size_are_refused() -> None:
         if not isinstance(message, home.Advertise) or envelope.sender != "york":
             return message
         unsigned = home.Advertise(
-            message.session, key.public.n.to_bytes(size, "little"), key.public.h.to_bytes(2 * size, "little"),
-            message.proof, b"",
+            message.session, key.public.n.to_bytes(size, "little"), message.base, message.proof, b"",
         )  # fmt: skip
         return home.Advertise(
             unsigned.session, unsigned.modulus, unsigned.base, unsigned.proof,
