@@ -82,7 +82,9 @@ def epsilon_sampled(releases: Iterable[tuple[float, float]], delta: float) -> fl
 def mu_sampled(epsilon: float, delta: float, rounds: int, rate: float) -> float:
     """The largest mu with which so many rounds, each of a secret sample, give (epsilon, delta)."""
     low = mu_of(epsilon, delta) / sqrt(rounds)  # what it would be if the samples were known
-    high = 2 * low
+    if low >= _MOST_MU:
+        return low
+    high = min(2 * low, _MOST_MU)
     while high < _MOST_MU and epsilon_sampled([(high, rate)] * rounds, delta) <= epsilon:
         low, high = high, min(2 * high, _MOST_MU)
     while high - low > 1e-4 * high:

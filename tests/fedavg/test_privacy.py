@@ -464,6 +464,11 @@ def test_sampling_takes_less_noise_and_only_the_published_analysis() -> None:
             plan(100, 1.0, 10, 1.0, 1e-5, sampling=rate)  # type: ignore[arg-type]
 
 
+def test_hardly_any_noise_is_found_without_a_large_table() -> None:
+    """Loss distributions grow with mu squared: beyond some mu, the number without sampling is good enough."""
+    assert mu_sampled(1e4, 1e-5, 1, 0.01) == mu_of(1e4, 1e-5)
+
+
 def test_discrete_gaussian_noise_from_plan_to_sum() -> None:
     """The other family, through a real session in which one vanishes."""
     found = plan(
