@@ -33,6 +33,7 @@ from fedavg.adapters.flower.records import (
 )
 from fedavg.adapters.opening import LEARNING_TERMS, Opening
 from fedavg.adapters.site import Site
+from fedavg.budget import BudgetSpent
 from fedavg.codec import to_integers
 from fedavg.ledger import Ledger
 from fedavg.privacy import Plan
@@ -136,7 +137,7 @@ def _answered(message: Message, context: Context, make: Make | None, terms: Coll
         session = opening.session(task(context, message), site.roster)
         site.check(opening, session, terms)
         if opening.plan is not None:
-            _ledger(site, opening, spent).check(session.task, opening.round, opening.plan)
+            _spend(site, opening, session.task, spent, Ledger.check)
         client = session.client(site.name, site.identity, policy=site.policy, journal=site.journal)
         sent = client.handle(Started())
     elif "snapshot" not in kept:
@@ -159,20 +160,23 @@ def _answered(message: Message, context: Context, make: Make | None, terms: Coll
         if opening.plan is not None:
             # Whether the sum comes about is not known here: what is sent is spent. Before the work: how that
             # ends may depend on what is private.
-            ledger = _ledger(site, opening, spent)
-            ledger.reserve(session.task, opening.round, opening.plan)
-            spent = ledger.dump()
+            spent = _spend(site, opening, session.task, spent, Ledger.reserve).dump()
         sent += client.handle(Input(_vector(work, opening.plan)))
     _keep(client, context, site, opening, _packed(opening, terms), spent)
     return RecordDict({ENVELOPES: pack(sent)})
 
 
-def _ledger(site: Site, opening: Opening, kept: bytes | None) -> Ledger:
+def _spend(site: Site, opening: Opening, task: str, kept: bytes | None, how: Callable[..., None]) -> Ledger:
+    """This node's ledger, which has looked at the round (`Ledger.check`) or charged it (`Ledger.reserve`)."""
     try:
-        return site.ledger(opening, kept)
+        ledger = site.ledger(opening, kept)
+        how(ledger, task, opening.round, opening.plan)
+    except BudgetSpent:
+        raise
     except ValueError as error:  # it names a file
         log.error("secagg: this node's ledger cannot be used: %s", error)
         raise Refused("its ledger of privacy cannot be used; its log says why") from None
+    return ledger
 
 
 def _vector(work: Callable[[], Vector], plan: Plan | None) -> Vector:
