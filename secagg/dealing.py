@@ -8,8 +8,8 @@ CRYPTO 1999).
 
 A Paillier plaintext is an integer and not an element of GF(P): a sum of shares below P tells, beyond its
 value modulo P, how often it wrapped around, and from that whose shares are possible. So a share f is sent as
-f + P u with u uniform below 2^`_pad`: what an owner opens is then within 2^-40 of a function of the sum
-alone. No integer reaches the modulus that it is encrypted under: see `Sharing`.
+f + P u with u uniform below 2^`_pad`: what owners open, up to 2^24 numbers in all, is then within 2^-40 of a
+function of the sum alone. No integer reaches the modulus that it is encrypted under: see `Sharing`.
 
 What it does not protect against: t owners who open single shares; shares that are not on one polynomial,
 which more than t openings show.
@@ -30,7 +30,7 @@ from secagg.invalid import Invalid
 from secagg.paillier import Lanes
 from secagg.randomness import Rng, system
 
-_STATISTICAL = 40  # bits: an opening is so close to a function of the sum
+_STATISTICAL = 64  # bits: each number that is opened is so close to a function of the sum, and all to 2^-40
 
 
 @dataclass(frozen=True, slots=True)
