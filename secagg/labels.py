@@ -47,6 +47,8 @@ class Label(Enum):
     OPENING_PROOF = "proof of openings"
     CONTRIBUTION = "contribution"
     COLUMN = "column of a contribution"
+    CONSORTIUM = "consortium's key"
+    PARTIAL_PROOF = "proof of partial decryptions"
 
 
 def bind(label: Label, *parts: bytes) -> bytes:

@@ -20,30 +20,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from math import ceil
 from typing import Any
 
+import gmpy2
 import numpy as np
+from gmpy2 import mpz
 from numpy.typing import NDArray
 
+from secagg import primes
 from secagg.invalid import Invalid
 from secagg.randomness import Rng, system
 from secagg.ring import MAX_BITS, MIN_BITS, Ring
-
-try:
-    import gmpy2
-    from gmpy2 import mpz
-except ModuleNotFoundError as error:
-    text = "Paillier needs gmpy2: pip install 'secagg[paillier]'"
-    raise ModuleNotFoundError(text, name=error.name) from None
 
 LEAST_BITS, USUAL_BITS, MOST_BITS = 2048, 3072, 16384
 SAFE_SHORT = 320
 """Bits of a randomiser that are enough where n is a product of safe primes, if one asks for so few."""
 
 _SMALL = 1 << 16  # a modulus with a factor below is refused
-_ROUNDS = 40  # of Miller and Rabin: an error of 2^-80 and less even for chosen numbers
 
 
 # ----------------------------------------------------------------------------------------------- keys
@@ -68,7 +62,7 @@ class PublicKey:
         bits = int(n).bit_length() if n > 0 else 0
         if not LEAST_BITS <= bits <= MOST_BITS:
             raise Invalid(f"public key: expected a modulus of {LEAST_BITS} to {MOST_BITS} bits, got {bits}")
-        if gmpy2.gcd(n, _primorial(_SMALL)) != 1 or gmpy2.is_prime(n) or gmpy2.is_power(n):
+        if gmpy2.gcd(n, primes.primorial(_SMALL)) != 1 or gmpy2.is_prime(n) or gmpy2.is_power(n):
             raise Invalid("public key: the modulus is a prime, a power, or has a small factor")
         if not h:
             if self.short:
@@ -137,7 +131,7 @@ class PrivateKey:
     def __post_init__(self) -> None:
         if self.p * self.q != self.public.n or self.p == self.q:
             raise ValueError("private key: its primes are not those of the public key")
-        if not (gmpy2.is_prime(self.p, _ROUNDS) and gmpy2.is_prime(self.q, _ROUNDS)):
+        if not (gmpy2.is_prime(self.p, primes.ROUNDS) and gmpy2.is_prime(self.q, primes.ROUNDS)):
             raise ValueError("private key: expected primes")
         if gmpy2.gcd(self.public.n, (self.p - 1) * (self.q - 1)) != 1:
             raise ValueError("private key: the modulus and the order of its group have a common factor")
@@ -165,29 +159,29 @@ class PrivateKey:
         return int((rq + q * ((rp - rq) * gmpy2.invert(q, p) % p)) % n)
 
 
-def generate(bits: int = USUAL_BITS, rng: Rng = system) -> PrivateKey:
-    """A new key whose modulus has so many bits. Raises `ValueError` below 2048, or for an odd number."""
+def generate(
+    bits: int = USUAL_BITS, rng: Rng = system, *, safe: bool = False, short: int | None = None
+) -> PrivateKey:
+    """A new key whose modulus has so many bits. Raises `ValueError` below 2048, or for an odd number.
+
+    `safe`: of safe primes, which takes some seconds. Randomisers have `short` bits, half as many as the
+    modulus unless it is said; `SAFE_SHORT` only with safe primes.
+    """
     if isinstance(bits, bool) or not isinstance(bits, int) or not LEAST_BITS <= bits <= MOST_BITS or bits % 2:
         raise ValueError(f"bits: expected an even number from {LEAST_BITS} to {MOST_BITS}, got {bits!r}")
+    short = bits // 2 if short is None else short
+    if short != bits // 2 and not (safe and short == SAFE_SHORT):
+        raise ValueError(f"short: expected {bits // 2}, or {SAFE_SHORT} with safe primes, got {short!r}")
+    prime = primes.safe_prime if safe else primes.prime
     while True:
-        p, q = _prime(bits // 2, rng), _prime(bits // 2, rng)
+        p, q = prime(bits // 2, rng), prime(bits // 2, rng)
         # Apart from the 2 that both have, the orders of the two groups are coprime, as in the paper.
         if p != q and gmpy2.gcd(p - 1, q - 1) == 2 and gmpy2.gcd(p * q, (p - 1) * (q - 1)) == 1:
             break
     n = p * q
     x = _below(n, rng)
     h = gmpy2.powmod(-x * x % n, n, n * n)
-    return PrivateKey(int(p), int(q), PublicKey(int(n), int(h), bits // 2))
-
-
-def _prime(bits: int, rng: Rng) -> Any:
-    """A prime that is 3 modulo 4, with its two highest bits set; each such is as likely as any other."""
-    size, small = ceil(bits / 8), _primorial(2000)
-    while True:
-        found = mpz.from_bytes(rng(size), "little") >> 8 * size - bits
-        found |= (mpz(3) << bits - 2) | 3
-        if gmpy2.gcd(found, small) == 1 and gmpy2.is_prime(found, _ROUNDS):
-            return found
+    return PrivateKey(int(p), int(q), PublicKey(int(n), int(h), short))
 
 
 def _below(n: Any, rng: Rng) -> Any:
@@ -196,11 +190,6 @@ def _below(n: Any, rng: Rng) -> Any:
         found = mpz.from_bytes(rng(ceil(n.bit_length() / 8) + 16), "little") % n
         if found and gmpy2.gcd(found, n) == 1:
             return found
-
-
-@lru_cache(maxsize=4)
-def _primorial(limit: int) -> Any:
-    return gmpy2.primorial(limit)
 
 
 # ----------------------------------------------------------------------------------------- encryption

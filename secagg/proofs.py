@@ -159,7 +159,7 @@ def check_plaintexts(
     base = _powers(public, size + 1)
     rows = _coefficients(public, Label.PLAINTEXT_PROOF, context, ciphertexts, proof.masks)
     for mask, a, b, row in zip(masks, proof.plaintexts, proof.randomisers, rows, strict=True):
-        if mask * _combined(ciphertexts, row, square) % square != (1 + a * n) * base.power(mpz(b)) % square:
+        if mask * combined(ciphertexts, row, 2, square) % square != (1 + a * n) * base.power(mpz(b)) % square:
             raise Invalid("plaintexts: the proof that they are known does not hold")
 
 
@@ -196,8 +196,8 @@ def check_openings(
     statement = [*ciphertexts, *plaintexts, *roots]
     for row in _coefficients(public, Label.OPENING_PROOF, context, statement, (), len(ciphertexts)):
         a = sum(e * m for e, m in zip(row, plaintexts, strict=True)) % n
-        root = gmpy2.powmod(_combined(roots, row, n), n, square)
-        if _combined(ciphertexts, row, square) != (1 + a * n) * root % square:
+        root = gmpy2.powmod(combined(roots, row, 2, n), n, square)
+        if combined(ciphertexts, row, 2, square) != (1 + a * n) * root % square:
             raise Invalid("openings: the proof does not hold")
 
 
@@ -216,13 +216,13 @@ def _coefficients(
         yield np.frombuffer(rng(2 * count), "<u2").tolist()
 
 
-def _combined(values: Sequence[int], exponents: Sequence[int], modulus: Any) -> Any:
-    """The product of values to 16-bit exponents: those with a byte in common are multiplied first.
+def combined(values: Sequence[int], exponents: Sequence[int], width: int, modulus: Any) -> Any:
+    """The product of values to exponents of `width` bytes: those with a byte in common are multiplied first.
 
     Pippenger, "On the evaluation of powers and related problems", FOCS 1976.
     """
     total = mpz(1)
-    for shift in (8, 0):
+    for shift in range(8 * width - 8, -1, -8):
         buckets: list[Any] = [None] * 256
         for value, exponent in zip(values, exponents, strict=True):
             byte = exponent >> shift & 255
@@ -233,6 +233,5 @@ def _combined(values: Sequence[int], exponents: Sequence[int], modulus: Any) -> 
             if bucket is not None:
                 running = running * bucket % modulus
             part = part * running % modulus
-        total = reduce(lambda x, _: x * x % modulus, range(8), total) if shift == 0 else total
-        total = total * part % modulus
+        total = reduce(lambda x, _: x * x % modulus, range(8), total) * part % modulus
     return total

@@ -190,9 +190,10 @@ def test_key_proofs_that_are_none(change: Any) -> None:
         check_key(PUBLIC, change(prove_key(KEY, b"oslo")), b"oslo")
 
 
-def test_products_of_powers() -> None:
-    values, exponents = CIPHERTEXTS, [0, 1, 255, 256, 65535, 40000, 1]
+@pytest.mark.parametrize("width", [1, 2, 16])
+def test_products_of_powers(width: int) -> None:
+    exponents = [e % (1 << 8 * width) for e in (0, 1, 255, 256, 65535, 40000, 1 << 127)]
     wanted = 1
-    for value, exponent in zip(values, exponents, strict=True):
+    for value, exponent in zip(CIPHERTEXTS, exponents, strict=True):
         wanted = wanted * pow(value, exponent, N * N) % (N * N)
-    assert proofs._combined(values, exponents, gmpy2.mpz(N * N)) == wanted
+    assert proofs.combined(CIPHERTEXTS, exponents, width, gmpy2.mpz(N * N)) == wanted
