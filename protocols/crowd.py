@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -33,6 +33,9 @@ from secagg.keys import Identity
 from secagg.prg import threaded
 from secagg.randomness import Rng, seeded
 from secagg.ring import Vector
+
+if TYPE_CHECKING:
+    from secagg.consortium import KeyShare
 
 Delivery = tuple[str, Envelope | None]
 """A client, and what it is sent; None to begin."""
@@ -58,12 +61,14 @@ class Crowd:
     seed       what every client's identity, randomness and, if there are no `vectors`, vector come from
     vectors    name -> vector, given to the clients at once; or None: each draws its own when it is due
     resending  whether a machine must still be able to repeat a message once its chunk was put away
+    shares     of a consortium's key, in the order of the names, if the session has one
     """
 
     session: Session
     seed: bytes = field(repr=False)
     vectors: Mapping[str, Any] | None = field(repr=False)
     resending: bool
+    shares: Sequence[KeyShare] | None = field(default=None, repr=False)
 
     def rng(self, what: str, name: str) -> Rng:
         """One of a client's streams."""
@@ -72,6 +77,10 @@ class Crowd:
     def identity(self, name: str) -> Identity:
         """A client's identity."""
         return identity(self.seed, name)
+
+    def share(self, name: str) -> KeyShare | None:
+        """A client's share of the consortium's key, if there is one."""
+        return None if self.shares is None else self.shares[self.session.positions[name]]
 
     def vector(self, name: str) -> Vector:
         """A client's random vector, spread over the whole range, so that no wrap could go unnoticed."""
@@ -96,8 +105,9 @@ class Chunk:
     def _new(self, name: str) -> ClientMachine:
         crowd = self._crowd
         return crowd.session.client(
-            name, crowd.identity(name), rng=crowd.rng("client", name), journal=self._journals[name]
-        )
+            name, crowd.identity(name), rng=crowd.rng("client", name), journal=self._journals[name],
+            share=crowd.share(name),
+        )  # fmt: skip
 
     def deliver(self, deliveries: Iterable[Delivery]) -> list[Reaction]:
         """Let each client react to what it is sent."""
@@ -142,8 +152,9 @@ class Chunk:
         for name, kept, snapshot in msgspec.msgpack.decode(frozen, type=list[tuple[str, bytes, bytes]]):
             journal = chunk._journals[name] = MemoryJournal.load(kept)
             chunk._machines[name] = crowd.session.restore_client(
-                name, crowd.identity(name), journal, snapshot=snapshot, key=chunk._key()
-            )
+                name, crowd.identity(name), journal, snapshot=snapshot, key=chunk._key(),
+                share=crowd.share(name),
+            )  # fmt: skip
         return chunk
 
     def _key(self) -> bytes:

@@ -277,10 +277,10 @@ class ClientMachine(_Machine[Rules]):
     """One client in one session. `handle` events; send what it returns; read `result`."""
 
     def __init__(
-        self, session: Session, name: str, rules: Rules, context: Any, state: State, identity: bytes,
+        self, session: Session, index: int, rules: Rules, context: Any, state: State, identity: bytes,
         journal: Journal | None, snapshot: tuple[bytes | None, bytes | None] | None,
     ) -> None:  # fmt: skip
-        super().__init__(session, name, rules, context, state, journal)
+        super().__init__(session, session.names[index], rules, context, state, journal)
         self._identity = identity
         self._pending: Vector | None = None
         self._given = False
@@ -313,7 +313,7 @@ class ClientMachine(_Machine[Rules]):
             case Started():
                 if Started not in self._legal() or self._over:
                     raise LocalError(f"started twice: {self.name!r} is at {self.stage!r}")
-                return self._take(event)
+                return self._take(event) or self._mask()
             case Input(vector):
                 return self._input(vector)
             case Received(Envelope() as envelope):

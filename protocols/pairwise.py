@@ -27,7 +27,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from protocols.errors import Fault, LocalError, RemoteError
+from protocols.errors import Fault, RemoteError
 from protocols.graph import Graph
 from protocols.machine import (
     Abort,
@@ -41,7 +41,8 @@ from protocols.machine import (
     State,
 )
 from protocols.session import Policy, Session
-from protocols.wire import Codec, Message, bitmap, members
+from protocols.wire import Codec, Message, bitmap, members, pieces, place_bytes
+from protocols.xnoise import noise_seed
 from secagg import box, keys, prg, shamir
 from secagg.invalid import Invalid, exact_length
 from secagg.keys import AgreementKey, Identity
@@ -206,17 +207,19 @@ def _signed_survivors(setup: bytes, included: bytes) -> bytes:
 
 def _seed_commitment(session: Session, dealer: int, kind: int, seed: bytes) -> bytes:
     # No salt: the seed is 32 uniform bytes used for nothing else, so its hash hides it.
-    which = () if kind == _SEED else (_place(kind),)
-    return digest(Label.SEED_COMMITMENT, session.hash, _place(dealer), *which, seed)
+    which = () if kind == _SEED else (place_bytes(kind),)
+    return digest(Label.SEED_COMMITMENT, session.hash, place_bytes(dealer), *which, seed)
 
 
 def _share_commitment(session: Session, dealer: int, holder: int, kind: int, opening: bytes) -> bytes:
-    name = _KINDS[kind] if kind < _NOISE else _place(kind)
-    return digest(Label.SHARE_COMMITMENT, session.hash, _place(dealer), _place(holder), name, opening)
+    name = _KINDS[kind] if kind < _NOISE else place_bytes(kind)
+    return digest(
+        Label.SHARE_COMMITMENT, session.hash, place_bytes(dealer), place_bytes(holder), name, opening
+    )
 
 
 def _associated(session: Session, dealer: int, holder: int) -> bytes:
-    return bind(Label.SHARES, session.hash, _place(dealer), _place(holder))
+    return bind(Label.SHARES, session.hash, place_bytes(dealer), place_bytes(holder))
 
 
 def _stream_seed(session: Session, secret: bytes) -> bytes:
@@ -224,25 +227,9 @@ def _stream_seed(session: Session, secret: bytes) -> bytes:
     return keys.derive(secret, Label.SELF_MASK, session.hash, length=prg.SEED_BYTES)
 
 
-def _noise_seed(session: Session, secret: bytes) -> bytes:
-    """The 16-byte AES key of one part of a client's noise, from its 32 secret bytes."""
-    return keys.derive(secret, Label.NOISE, session.hash, length=prg.SEED_BYTES)
-
-
 def _pair_seed(session: Session, own: AgreementKey, peer: bytes) -> bytes:
     """The 16-byte AES key of a pairwise mask: KA.agree of the paper, then HKDF."""
     return own.agree(peer, Label.MASK, session.hash, prg.SEED_BYTES)
-
-
-def _place(i: int) -> bytes:
-    return i.to_bytes(4, "big")
-
-
-def _pieces(what: str, blob: bytes, count: int, size: int) -> list[bytes]:
-    """Cut a blob into `count` pieces of `size` bytes, or `RemoteError`."""
-    if len(blob) != count * size:
-        raise RemoteError(f"{what}: expected {count} x {size} bytes, got {len(blob)}")
-    return [blob[i * size : (i + 1) * size] for i in range(count)]
 
 
 def _check_advertised(session: Session, i: int, message: Advertise) -> None:
@@ -448,8 +435,8 @@ def open_shares(context: ClientContext, state: AwaitShares, message: Shares) -> 
     if session.complete and index not in dealers:
         raise RemoteError("shares: this client's own are not among them")
     others = [d for d in dealers if d != index]
-    boxes = _pieces("shares", message.boxes, len(others), _box_bytes(session))
-    promises = _pieces("commitments", message.commitments, len(others), _promise_bytes(session))
+    boxes = pieces("shares", message.boxes, len(others), _box_bytes(session))
+    promises = pieces("commitments", message.commitments, len(others), _promise_bytes(session))
     held = {index: state.own} if session.complete else {}
     for dealer, sealed, promised in zip(others, boxes, promises, strict=True):
         held[dealer] = _open(session, state.channels[dealer], dealer, index, sealed, promised)
@@ -512,7 +499,7 @@ def mask_input(context: ClientContext, state: AwaitInput, event: Input) -> tuple
     masked = context.expand(session.ring, event.vector, add, subtract)
     if session.levels is not None:
         for part, secret in zip(session.levels.parts, state.noise, strict=True):
-            part.add(session.ring, masked, _noise_seed(session, secret))
+            part.add(session.ring, masked, noise_seed(session.hash, secret))
     session.ring.reduce(masked)
     after = AwaitSurvivors(state.setup, state.held, state.strangers)
     return after, [(0, Masked(state.echo), session.ring.pack(masked))]
@@ -561,7 +548,7 @@ def reveal(context: ClientContext, state: AwaitQuorum, message: Quorum) -> tuple
     session = context.session
     included = frozenset(members(state.included, len(session.names)))
     signers = members(message.signers, len(session.names))
-    signatures = _pieces("signatures", message.signatures, len(signers), keys.SIGNATURE_BYTES)
+    signatures = pieces("signatures", message.signatures, len(signers), keys.SIGNATURE_BYTES)
     if len(signers) < session.parameters.quorum:
         raise RemoteError(f"quorum: {len(signers)} signatures, {session.parameters.quorum} are needed")
     if not included.issuperset(signers):
@@ -828,7 +815,7 @@ def _read_reveal(
     places = set(members(message.missing, len(dealers)))
     missing = [d for p, d in enumerate(dealers) if p in places]
     given = [(d, kind) for p, d in enumerate(dealers) if p not in places for kind in kinds[d in included]]
-    openings = _pieces("revealed", message.shares, len(given), _opening_bytes(session))
+    openings = pieces("revealed", message.shares, len(given), _opening_bytes(session))
     return dict(zip(given, openings, strict=True)), missing
 
 
@@ -858,7 +845,7 @@ def unmask(
                     assert seed is not None  # recovered, or the session was aborted
                     subtract.append(_stream_seed(session, seed))
                 elif seed is not None:
-                    excess.append((kind - _NOISE, _noise_seed(session, seed)))
+                    excess.append((kind - _NOISE, noise_seed(session.hash, seed)))
                 else:  # more noise than is needed, which costs accuracy and no privacy
                     cause = f"excess noise of {context.name(dealer)} stays in the sum: its seed does not open"
                     faults.append(Fault((), "reveals", cause))
@@ -1037,21 +1024,15 @@ def _server_rules(signed: bool) -> ServerRules:
 
 
 def client(
-    session: Session, name: str, identity: Identity, policy: Policy, rng: Rng, journal: Any,
-    expand: prg.Expand, snapshot: tuple[bytes | None, bytes | None] | None = None,
+    session: Session, index: int, identity: Identity, policy: Policy, rng: Rng, journal: Any,
+    expand: prg.Expand, _: Any, snapshot: tuple[bytes | None, bytes | None] | None = None,
 ) -> ClientMachine:  # fmt: skip
     """A client machine; see `Session.client`."""
-    if not isinstance(identity, Identity):
-        raise LocalError(f"client: expected an Identity, got {type(identity).__name__}")
-    index = session.positions.get(name)
-    if index is None:
-        raise LocalError(f"client: {name!r} is not in the roster")
-    if session.identities[index] != identity.public:
-        raise LocalError(f"client: the roster has another identity for {name!r}")
-    policy.check(session)
-    context = ClientContext(session, index, identity, policy, rng, expand)
-    rules = _CLIENT_RULES[session.signed]
-    return ClientMachine(session, name, rules, context, AwaitStart(), identity.public, journal, snapshot)
+    context, rules = (
+        ClientContext(session, index, identity, policy, rng, expand),
+        _CLIENT_RULES[session.signed],
+    )
+    return ClientMachine(session, index, rules, context, AwaitStart(), identity.public, journal, snapshot)
 
 
 def server(

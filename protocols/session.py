@@ -43,6 +43,7 @@ from secagg.ring import MAX_BITS, MIN_BITS, Ring, Vector
 if TYPE_CHECKING:
     from protocols.journal import Journal
     from protocols.machine import ClientMachine, ServerMachine
+    from secagg.consortium import Consortium, KeyShare
 
 # Which file holds a protocol: loaded when a session is run, so that this file knows no protocol.
 _HOMES = {
@@ -106,10 +107,13 @@ class Session:
                   clients can wrap. With: the noisy mode. Clients add the noise, integers are centred about
                   zero, and the sum is known modulo 2^bits: whoever sets `bits` chooses how likely it wraps
     bits          width of the ring; by default the least that holds the sum of all clients; with noise, given
+                  (threshold Paillier takes more if it must: there no sum wraps)
     min_included  fewest clients in a sum; by default, and at least, what the parameter finder demands, and
                   with noise, the cohort without those that may drop out: it must suffice for the noise
     degree, threshold
                   an expert's choice instead of the finder's, checked by the same rules
+    consortium    for threshold Paillier, a key that was dealt to this roster, in the order of its names (see
+                  `secagg.consortium.deal`); its threshold is the session's. Without, each party makes a key
 
     Raises `LocalError` for impossible input and `Infeasible` where no parameters meet the demands.
     """
@@ -119,7 +123,7 @@ class Session:
         threat_model: str = HONEST_BUT_CURIOUS, corrupted: float = 0.1, dropout: float = 0.1,
         task: str = "", round: int = 0, attempt: int = 0, model_hash: bytes = bytes(MODEL_HASH_BYTES),
         noise: Noisy | None = None, bits: int | None = None, min_included: int | None = None,
-        degree: int | None = None, threshold: int | None = None,
+        degree: int | None = None, threshold: int | None = None, consortium: Consortium | None = None,
     ) -> None:  # fmt: skip
         for name in roster:
             check_name(name)
@@ -145,13 +149,14 @@ class Session:
         self.task, self.model_hash = task, model_hash
         self.protocol, self.threat_model = protocol, threat_model
         self.corrupted, self.dropout = corrupted, dropout
+        self.consortium = consortium
+        if consortium is not None:
+            threshold = self._dealt_threshold(consortium, threshold)
         self.parameters: Parameters = parameters(
             n, corrupted, dropout, protocol, threat_model, degree=degree, threshold=threshold
         )
         if noise is not None and not isinstance(noise, Noisy):
             raise LocalError(f"noise: expected a Noisy, got {type(noise).__name__}")
-        if noise is not None and protocol == THRESHOLD_PAILLIER:
-            raise LocalError(f"noise: {protocol} sums exactly: nobody could take out what is too much")
         self.noise = noise
         least = self.parameters.min_included
         if noise is not None:
@@ -164,7 +169,9 @@ class Session:
             raise Infeasible(f"min_included: expected {least} to {n}, got {wanted}")
         self.min_included = wanted
         self.levels: Levels | None = None if noise is None else levels(noise, n, wanted)
-        self.ring = Ring(self._exact_bits(bits) if noise is None else self._noisy_bits(bits))
+        self.ring = Ring(
+            self._exact_bits(bits) if self.levels is None else self._noisy_bits(bits, self.levels)
+        )
         self._graph: tuple[bytes, Graph] | None = None  # the last one: a server asks again and again
 
     def _exact_bits(self, bits: int | None) -> int:
@@ -178,12 +185,35 @@ class Session:
             )
         return bits
 
-    def _noisy_bits(self, bits: int | None) -> int:
+    def _dealt_threshold(self, consortium: Consortium, threshold: int | None) -> int:
+        from secagg.consortium import Consortium  # what it needs is an extra, and here if the key is
+
+        if not isinstance(consortium, Consortium):
+            raise LocalError(f"consortium: expected a Consortium, got {type(consortium).__name__}")
+        if self.protocol != THRESHOLD_PAILLIER:
+            raise LocalError(f"consortium: it is for {THRESHOLD_PAILLIER}, the protocol is {self.protocol}")
+        if consortium.owners != len(self.names):
+            raise LocalError(
+                f"consortium: its key was dealt to {consortium.owners}, the roster has {len(self.names)}"
+            )
+        if threshold not in (None, consortium.threshold):
+            raise LocalError(f"threshold: the consortium's key has {consortium.threshold}, got {threshold!r}")
+        return consortium.threshold
+
+    def _noisy_bits(self, bits: int | None, levels: Levels) -> int:
         if bits is None:
             raise LocalError("bits: with noise, expected the ring's width: it is chosen with the noise")
         if self.bound > 1 << 62:
             raise Infeasible(f"bound {self.bound}: with noise, at most 2^62")
-        return checked_integer("bits", bits, MIN_BITS, MAX_BITS)
+        bits = checked_integer("bits", bits, MIN_BITS, MAX_BITS)
+        if self.protocol != THRESHOLD_PAILLIER:
+            return bits
+        needed = (2 * len(self.names) * (self.bound - 1 + levels.reach)).bit_length()
+        if needed > MAX_BITS:
+            raise Infeasible(
+                f"bound {self.bound} with this noise needs {needed} bits, {MAX_BITS} are available"
+            )
+        return max(bits, needed)
 
     @property
     def signed(self) -> bool:
@@ -217,6 +247,11 @@ class Session:
         return hashed
 
     def _mode(self) -> Any:
+        return self._noise_mode() if self.consortium is None else (
+            self.consortium.fingerprint, self._noise_mode()
+        )  # fmt: skip
+
+    def _noise_mode(self) -> Any:
         if self.noise is None:
             return "exact"
         noise = self.noise
@@ -285,19 +320,16 @@ class Session:
 
     def client(
         self, name: str, identity: keys.Identity, *, policy: Policy | None = None, rng: Rng = system,
-        journal: Journal | None = None, expand: Expand = accumulate,
+        journal: Journal | None = None, expand: Expand = accumulate, share: KeyShare | None = None,
     ) -> ClientMachine:  # fmt: skip
         """A new client for this session; `expand` masks its vector, as in `server`.
 
-        Pass the same `journal` in every session of an identity: it is what makes "one update, one
-        answer" hold across sessions and restarts. Raises `LocalError` if the identity is not the
-        roster's, the session is below `policy`, or the journal says the round was answered.
+        `share` is this client's of the consortium's key, if the session has one. Pass the same `journal` in
+        every session of an identity: it is what makes "one update, one answer" hold across sessions and
+        restarts. Raises `LocalError` if the identity is not the roster's, the session is below `policy`, or
+        the journal says the round was answered.
         """
-        _check_expand(expand)
-        machine: ClientMachine = self._home().client(
-            self, name, identity, policy or Policy(), rng, journal, expand
-        )
-        return machine
+        return self._made(name, identity, policy, rng, journal, expand, share, None)
 
     def restore_server(
         self, journal: Journal, *, snapshot: bytes | None = None, key: bytes | None = None,
@@ -311,6 +343,7 @@ class Session:
     def restore_client(
         self, name: str, identity: keys.Identity, journal: Journal, *, snapshot: bytes | None = None,
         key: bytes | None = None, policy: Policy | None = None, expand: Expand = accumulate,
+        share: KeyShare | None = None,
     ) -> ClientMachine:  # fmt: skip
         """The client as it was: from `snapshot` and its key, or from the state that the journal keeps.
 
@@ -319,9 +352,38 @@ class Session:
         state, if it is of another session or client, does not open under `key`, or is older than its
         journal (an old state would use a mask twice).
         """
+        return self._made(name, identity, policy, system, journal, expand, share, (snapshot, key))
+
+    def _made(
+        self, name: str, identity: keys.Identity, policy: Policy | None, rng: Rng, journal: Journal | None,
+        expand: Expand, share: KeyShare | None, snapshot: tuple[bytes | None, bytes | None] | None,
+    ) -> ClientMachine:  # fmt: skip
+        """A client of any protocol: what they all check of it stands here."""
         _check_expand(expand)
+        if not isinstance(identity, keys.Identity):
+            raise LocalError(f"client: expected an Identity, got {type(identity).__name__}")
+        index = self.positions.get(name)
+        if index is None:
+            raise LocalError(f"client: {name!r} is not in the roster")
+        if self.identities[index] != identity.public:
+            raise LocalError(f"client: the roster has another identity for {name!r}")
+        policy = policy or Policy()
+        policy.check(self)
+        self._check_share(index, share)
         made: Callable[..., ClientMachine] = self._home().client
-        return made(self, name, identity, policy or Policy(), system, journal, expand, (snapshot, key))
+        return made(self, index, identity, policy, rng, journal, expand, share, snapshot)
+
+    def _check_share(self, index: int, share: KeyShare | None) -> None:
+        if (share is None) != (self.consortium is None):
+            raise LocalError("share: expected one if, and only if, the session has a consortium's key")
+        if share is None or self.consortium is None:
+            return
+        if share.place != index:
+            raise LocalError(f"share: expected that of place {index} in the roster, got place {share.place}")
+        try:
+            share.check(self.consortium)
+        except Invalid as error:
+            raise LocalError(str(error)) from None
 
     def _home(self) -> Any:
         return import_module(_HOMES[self.protocol])

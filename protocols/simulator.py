@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,11 @@ from protocols.session import Session
 from protocols.wire import SERVER, Envelope, check_name
 from secagg.randomness import seeded
 
+if TYPE_CHECKING:
+    from secagg.consortium import KeyShare
+
 STAGES = ("keys", "shares", "masked", "signatures", "reveals")
-"""What clients send, in order; an honest-but-curious session has no signatures."""
+"""What clients send, in order; which of them a session has depends on its protocol and threat model."""
 
 Direction = Literal["up", "down"]
 
@@ -190,7 +193,7 @@ def simulate(
     vectors: Mapping[str, Any] | int, *, bound: int, dim: int | None = None,
     drop: Mapping[str, str] | None = None, faults: Schedule | None = None, seed: int = 0,
     transcript: bool = False, on_event: Callable[[str, int, int], None] | None = None,
-    engine: Engine | None = None, **agreed: Any,
+    engine: Engine | None = None, shares: Sequence[KeyShare] | None = None, **agreed: Any,
 ) -> Simulation:  # fmt: skip
     """Run one session in memory.
 
@@ -202,6 +205,7 @@ def simulate(
     transcript  keep the list of public messages
     on_event    called with (stage, messages delivered, messages expected), for a progress bar
     engine      where the clients run: here if None, else `Processes(2)`, say
+    shares      of a consortium's key, in the order of the names, if `agreed` has one
     agreed      what else `Session` takes: protocol, threat_model, dropout, round ...
 
     The server takes in each message as it comes, so what is held at once is its one sum, the machines'
@@ -230,7 +234,9 @@ def simulate(
         for vector in vectors.values():  # the caller's mistakes, before any work
             session.vector(vector)
     resending = any(isinstance(f, Duplicate) for theirs in schedule.values() for f in theirs)
-    crowd = Crowd(session, root, None if isinstance(vectors, int) else vectors, resending)
+    if shares is not None and len(shares) != len(names):
+        raise LocalError(f"shares: expected {len(names)}, one a client, got {len(shares)}")
+    crowd = Crowd(session, root, None if isinstance(vectors, int) else vectors, resending, shares)
     engine = Here() if engine is None else engine
     if isinstance(engine, type) or not hasattr(engine, "clients_a_task"):
         raise LocalError(f"engine: expected an engine such as Processes(2), got {engine!r}")

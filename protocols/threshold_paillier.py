@@ -1,18 +1,20 @@
-"""Threshold Paillier without a dealer: every party keeps a key of its own, and t of them open one sum.
+"""Threshold Paillier: ciphertexts that anyone adds, and of which t of the parties together open one sum.
 
-A contributor shares its vector among all owners of keys and encrypts each share under its owner's key
-(`secagg.dealing`); anyone can add such ciphertexts; t owners open the sums of their shares, and nothing
-else. As in Cramer, Franklin, Schoenmakers, Yung, "Multi-Authority Secret-Ballot Elections with Linear
-Work", EUROCRYPT 1996, with Paillier for the authorities' keys, and packed vectors for votes.
+In one of two settings. Without a dealer, the default, every party has a Paillier key of its own, and a
+contributor shares its vector among them, a share encrypted under each (`secagg.dealing`; Cramer, Franklin,
+Schoenmakers, Yung, "Multi-Authority Secret-Ballot Elections with Linear Work", EUROCRYPT 1996, with Paillier
+for the authorities' keys, and packed vectors for votes). With a consortium's key, which a dealer has split
+(`secagg.consortium`; Damgard, Jurik, PKC 2001), it encrypts its vector once.
 
-Four stages: keys (with a proof that each is sound), contributions (with a proof that each sender knows what
-is in its ciphertexts), signatures of the one list of contributions, and openings (with a proof of each).
+Four stages: keys (with a proof that each is sound; none with a consortium's), contributions (with a proof
+that each sender knows what is in its ciphertexts), signatures of the one list of contributions, and openings
+(with a proof of each).
 
 Against a server that colludes with as many clients as the session says may be corrupted, c < t:
 - It cannot make up contributions: each is signed by its client's pinned identity, over the session, all keys
   and every column.
-- It cannot submit a copy, inverse or power of a victim's ciphertexts in its own clients' names: they would
-  not know the plaintexts (`secagg.proofs`).
+- It cannot submit a copy, inverse or power of a victim's ciphertexts in its own clients' names, of this round
+  or, where the key stays the same, of an earlier one: they would not know the plaintexts (`secagg.proofs`).
 - It cannot have two lists opened: an owner opens one sum a session, of a list that a quorum signed, with
   2q > n + c; two lists with so many signers share an honest one, who signs once. In another attempt of the
   round it may sign again, if it has not opened; but it opens once a round, which the journal keeps, and as
@@ -22,13 +24,19 @@ Against a server that colludes with as many clients as the session says may be c
 Assumed: decisional composite residuosity, and that powers of h with short exponents look like any n-th
 residue (Damgard, Jurik, Nielsen 2010); the random oracle for proofs.
 
+With noise, every client adds as much as is needed if as many drop out as may, and encrypts beside its vector
+the seeds of what may be too much (`protocols.xnoise`). Once the list is signed it is known which those are,
+and they are opened with the sum. Values are moved up so far that none is negative: a sum of remainders would
+tell how many were.
+
 What it does not protect against: an included client whose shares are on no polynomial, which with more than
-t openings makes a round without a sum, and is not named; vectors that are lies; t colluding owners; a server
-that refuses service.
+t openings makes a round without a sum, and is not named; vectors, or seeds, that are lies; t colluding
+owners; the dealer of a consortium's key; a server that refuses service.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,7 +44,7 @@ from typing import Any
 
 import numpy as np
 
-from protocols.errors import Fault, LocalError, RemoteError
+from protocols.errors import Fault, Infeasible, RemoteError
 from protocols.machine import (
     Abort,
     ClientMachine,
@@ -49,19 +57,23 @@ from protocols.machine import (
     State,
 )
 from protocols.session import Policy, Session
-from protocols.wire import Codec, Message, bitmap, members
-from secagg import keys, paillier, proofs
+from protocols.wire import Codec, Message, bitmap, members, pieces, place_bytes
+from protocols.xnoise import noise_seed
+from secagg import consortium, keys, paillier, proofs
+from secagg.consortium import KeyShare
 from secagg.dealing import Sharing
 from secagg.invalid import Invalid, exact_length
 from secagg.keys import Identity
 from secagg.labels import Label, bind, digest
 from secagg.paillier import Encryptor, Lanes, PrivateKey, PublicKey
 from secagg.randomness import Rng, seeded
+from secagg.ring import Ring, Vector
 
 KEY_BITS = paillier.USUAL_BITS
-"""Of every party's modulus."""
+"""Of every party's modulus, where there is no consortium's."""
 
 _DIGEST_BYTES = 32
+_SECRET_BYTES = 32  # of the noise
 
 # ------------------------------------------------------------------------------------------- messages
 
@@ -87,7 +99,7 @@ class Keys(Message, frozen=True, tag=2):
 
 
 class Contributed(Message, frozen=True, tag=3):
-    """Contributions, up: for each owner, ascending, a column of ciphertexts and its proof; signed."""
+    """Contributions, up: for each key, ascending by owner, a column of ciphertexts and its proof; signed."""
 
     columns: list[bytes]
     proofs: list[bytes]
@@ -121,10 +133,10 @@ class Quorum(Message, frozen=True, tag=6):
 
 
 class Opened(Message, frozen=True, tag=7):
-    """Openings, up: the sums of the sender's shares, and the roots that prove it."""
+    """Openings, up: what the sender made of each ciphertext that is opened, and the proof."""
 
-    plaintexts: bytes
-    roots: bytes
+    values: bytes
+    proof: bytes
 
 
 class Stop(Message, frozen=True, tag=8):
@@ -138,34 +150,21 @@ def _modulus_bytes() -> int:
     return KEY_BITS // 8
 
 
-def _proof_bytes(session: Session) -> int:
-    count = _lanes(session, len(session.names)).plaintexts(session.dim)
-    return proofs.proof_bytes(2 * _modulus_bytes(), KEY_BITS // 2, count)
-
-
-def _column_bytes(session: Session) -> int:
-    """At most: with as many owners as there are clients a plaintext holds least."""
-    return _lanes(session, len(session.names)).plaintexts(session.dim) * 2 * _modulus_bytes()
-
-
 def longest_message(session: Session) -> int:
     """The longest body of any message of a session."""
-    n, size = len(session.names), _modulus_bytes()
-    advertised = 13 * size + keys.SIGNATURE_BYTES + 256
-    column = _column_bytes(session) + _proof_bytes(session) + n * _DIGEST_BYTES + keys.SIGNATURE_BYTES + 64
-    return 1024 + n * (advertised + column)
+    n = len(session.names)
+    setting = _setting(session, _all(session), [])  # with all owners a plaintext holds least
+    advertised = 13 * _modulus_bytes() + keys.SIGNATURE_BYTES + 256
+    size, short = setting.sizes
+    column = setting.count * size + proofs.proof_bytes(size, short, setting.count)
+    return 8192 + n * (advertised + column + n * _DIGEST_BYTES + keys.SIGNATURE_BYTES + 64)
+
+
+def _all(session: Session) -> bytes:
+    return bitmap(range(len(session.names)), len(session.names))
 
 
 # -------------------------------------------------------------------------------- what all compute
-
-
-def _sharing(session: Session, owners: int) -> Sharing:
-    """Among so many owners, who all may contribute. The modulus has `KEY_BITS` bits."""
-    return Sharing(owners, session.parameters.threshold, owners, KEY_BITS)
-
-
-def _lanes(session: Session, owners: int) -> Lanes:
-    return _sharing(session, owners).lanes(session.bound)
 
 
 def _signed_key(message: Advertise) -> bytes:
@@ -195,9 +194,16 @@ def _sound_key(modulus: bytes, base: bytes, proof: bytes, owner: bytes) -> Publi
     public = _public(modulus, base)
     if public.bits != KEY_BITS:
         raise Invalid(f"modulus: expected {KEY_BITS} bits, got {public.bits}")
-    roots = [int.from_bytes(proof[at : at + size], "little") for at in range(0, len(proof), size)]
-    proofs.check_key(public, roots, owner)
+    proofs.check_key(public, _numbers(proof, size), owner)
     return public
+
+
+@lru_cache(maxsize=256)
+def _public(modulus: bytes, base: bytes) -> PublicKey:
+    n = int.from_bytes(modulus, "little")
+    if not n:
+        raise Invalid("modulus: expected a positive number")
+    return PublicKey(n, pow(int.from_bytes(base, "little"), n, n * n), KEY_BITS // 2)
 
 
 def _setup(session: Session, present: bytes, advertised: Sequence[Advertise]) -> bytes:
@@ -210,7 +216,7 @@ def _digest(column: bytes, proof: bytes) -> bytes:
 
 
 def _contribution(setup: bytes, sender: int, digests: bytes) -> bytes:
-    return bind(Label.CONTRIBUTION, setup, _place(sender), digests)
+    return bind(Label.CONTRIBUTION, setup, place_bytes(sender), digests)
 
 
 def _statement(setup: bytes, included: bytes, digests: bytes, signatures: bytes) -> bytes:
@@ -218,17 +224,13 @@ def _statement(setup: bytes, included: bytes, digests: bytes, signatures: bytes)
     return bind(Label.SURVIVORS, setup, included, digests, signatures)
 
 
-def _context(setup: bytes, sender: int, owner: int) -> bytes:
+def _context(setup: bytes, sender: int, column: int) -> bytes:
     """What a proof about a column is bound to."""
-    return bind(Label.PLAINTEXT_PROOF, setup, _place(sender), _place(owner))
+    return bind(Label.PLAINTEXT_PROOF, setup, place_bytes(sender), place_bytes(column))
 
 
 def _opening(statement: bytes, owner: int) -> bytes:
-    return bind(Label.OPENING_PROOF, statement, _place(owner))
-
-
-def _place(i: int) -> bytes:
-    return i.to_bytes(4, "big")
+    return bind(Label.OPENING_PROOF, statement, place_bytes(owner))
 
 
 def _check_column(public: PublicKey, count: int, column: bytes, proof: bytes, context: bytes) -> list[Any]:
@@ -243,6 +245,184 @@ def _numbers(data: bytes, size: int) -> list[int]:
     return [int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)]
 
 
+def _joined(numbers: Sequence[int], size: int) -> bytes:
+    return b"".join(int(v).to_bytes(size, "little") for v in numbers)
+
+
+# ------------------------------------------------------------------------------------- the two settings
+
+Pair = tuple[bytes, bytes]
+"""An owner's modulus and the root of its base."""
+
+
+@dataclass(frozen=True)
+class Setting(ABC):
+    """How a contribution is encrypted and a list of them opened. `publics` are the keys, one a column."""
+
+    session: Session
+    owners: tuple[int, ...]
+    publics: tuple[PublicKey, ...]
+
+    @property
+    @abstractmethod
+    def lanes(self) -> Lanes:
+        """How values share plaintexts."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of a ciphertext, and bits of a randomiser."""
+
+    @abstractmethod
+    def column(self, owner: int) -> int:
+        """Which column an owner opens."""
+
+    @abstractmethod
+    def columns(self, plaintexts: Sequence[int], rng: Rng) -> list[list[Any]]:
+        """What is encrypted under each key."""
+
+    @abstractmethod
+    def open(self, context: ClientContext, state: AwaitQuorum) -> Opened:
+        """This owner's part in opening the ciphertexts that it signed for."""
+
+    @abstractmethod
+    def check(self, owner: int, ciphertexts: list[int], message: Opened, where: bytes) -> None:
+        """`Invalid` unless an opening is right."""
+
+    @abstractmethod
+    def combine(self, gathered: Mapping[int, Opened]) -> list[int]:
+        """The plaintexts, from checked openings of at least a threshold; `Invalid` if they do not agree."""
+
+    @property
+    def rows(self) -> int:
+        """Plaintexts that hold a vector."""
+        return self.lanes.plaintexts(self.session.dim)
+
+    @property
+    def count(self) -> int:
+        """Ciphertexts of a column: of the vector, and of each seed of noise that may be too much."""
+        return self.rows + (0 if self.session.levels is None else self.session.levels.count)
+
+    @property
+    def offset(self) -> int:
+        """Added to every value, so that none is negative whatever its noise."""
+        levels = self.session.levels
+        return 0 if levels is None else self.session.bound - 1 + levels.reach
+
+    @property
+    def bound(self) -> int:
+        """Values are below it."""
+        return self.session.bound if self.session.levels is None else 2 * self.offset + 1
+
+    def check_column(self, sender: int, column: int, data: bytes, proof: bytes, setup: bytes) -> list[Any]:
+        """The ciphertexts of a column whose sender knows what is in them; else `Invalid`."""
+        public = self.publics[column]
+        ciphertexts = public.unpack(data, self.count)
+        known = proofs.PlaintextProof.unpack(public, self.count, proof)
+        proofs.check_plaintexts(public, ciphertexts, known, _context(setup, sender, column))
+        return ciphertexts
+
+    def to_open(self, column: int, contributions: Sequence[Sequence[Any]]) -> bytes:
+        """What is opened of a column of all contributions: the sums, and each one's seeds of excess noise."""
+        public, rows = self.publics[column], self.rows
+        found = paillier.add(public, [c[:rows] for c in contributions])
+        found += [c[rows + i] for c in contributions for i in self.excess(len(contributions))]
+        return public.pack(found)
+
+    def excess(self, included: int) -> tuple[int, ...]:
+        """Which components of everybody's noise are too much."""
+        return () if self.session.levels is None else self.session.levels.excess(included)
+
+
+class OwnKeys(Setting):
+    """Each owner has its own key, and its own column of every contribution: of shares."""
+
+    @property
+    def sharing(self) -> Sharing:
+        """Among the owners, who all may contribute."""
+        return Sharing(len(self.owners), self.session.parameters.threshold, len(self.owners), KEY_BITS)
+
+    @property
+    def lanes(self) -> Lanes:
+        return self.sharing.lanes(self.bound)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return 2 * _modulus_bytes(), KEY_BITS // 2
+
+    def column(self, owner: int) -> int:
+        return self.owners.index(owner)
+
+    def columns(self, plaintexts: Sequence[int], rng: Rng) -> list[list[Any]]:
+        return self.sharing.deal(plaintexts, rng)
+
+    def open(self, context: ClientContext, state: AwaitQuorum) -> Opened:
+        p, q = (int.from_bytes(prime, "little") for prime in state.primes)
+        key = PrivateKey(p, q, self.publics[self.column(context.index)])
+        found = proofs.prove_openings(key, _numbers(state.sums, key.public.ciphertext_bytes))
+        plaintexts, roots = (_joined(values, _modulus_bytes()) for values in found)
+        return Opened(plaintexts, roots)
+
+    def check(self, owner: int, ciphertexts: list[int], message: Opened, where: bytes) -> None:
+        size = _modulus_bytes()
+        exact_length("plaintexts", message.values, len(ciphertexts) * size)
+        exact_length("roots", message.proof, len(ciphertexts) * size)
+        plaintexts, roots = _numbers(message.values, size), _numbers(message.proof, size)
+        proofs.check_openings(self.publics[self.column(owner)], ciphertexts, plaintexts, roots, where)
+
+    def combine(self, gathered: Mapping[int, Opened]) -> list[int]:
+        opened = {self.column(i): _numbers(m.values, _modulus_bytes()) for i, m in gathered.items()}
+        return self.sharing.combine(opened)
+
+
+class OneKey(Setting):
+    """The consortium's key: one column, in which every owner has a part."""
+
+    @property
+    def key(self) -> consortium.Consortium:
+        """The session's."""
+        assert self.session.consortium is not None
+        return self.session.consortium
+
+    @property
+    def lanes(self) -> Lanes:
+        return Lanes.fitting(self.key.public.bits - 1, self.bound, len(self.owners))
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return self.key.public.ciphertext_bytes, self.key.public.short
+
+    def column(self, owner: int) -> int:
+        return 0
+
+    def columns(self, plaintexts: Sequence[int], rng: Rng) -> list[list[Any]]:
+        return [list(plaintexts)]
+
+    def open(self, context: ClientContext, state: AwaitQuorum) -> Opened:
+        assert context.share is not None
+        size, where = self.key.public.ciphertext_bytes, _opening(state.statement, context.index)
+        found = _numbers(state.sums, size)
+        partials, proof = consortium.decrypt_partly(self.key, context.share, found, where, context.rng)
+        return Opened(_joined(partials, size), proof.pack(self.key))
+
+    def check(self, owner: int, ciphertexts: list[int], message: Opened, where: bytes) -> None:
+        partials = self.key.public.unpack(message.values, len(ciphertexts))
+        proof = consortium.Proof.unpack(self.key, message.proof)
+        consortium.check_partials(self.key, owner, ciphertexts, partials, proof, where)
+
+    def combine(self, gathered: Mapping[int, Opened]) -> list[int]:
+        size = self.key.public.ciphertext_bytes
+        return consortium.combine(self.key, {i: _numbers(m.values, size) for i, m in gathered.items()})
+
+
+def _setting(session: Session, present: bytes, pairs: Sequence[Pair]) -> Setting:
+    """That of a session, among the owners that are present, with their keys if they have any."""
+    owners = members(present, len(session.names))
+    if session.consortium is not None:
+        return OneKey(session, owners, (session.consortium.public,))
+    return OwnKeys(session, owners, tuple(_public(*pair) for pair in pairs))
+
+
 # --------------------------------------------------------------------------------------- client: states
 
 
@@ -251,7 +431,7 @@ class AwaitStart(State, frozen=True):
 
 
 class AwaitKeys(State, frozen=True):
-    """Key sent. `entropy` is expanded into all later randomness of this client."""
+    """Own key sent. `entropy` is expanded into all later randomness of this client."""
 
     primes: tuple[bytes, bytes]
     advertised: Advertise
@@ -259,13 +439,13 @@ class AwaitKeys(State, frozen=True):
 
 
 class AwaitInput(State, frozen=True):
-    """Keys of all owners received; to be encrypted for."""
+    """Keys of all owners received, or the consortium's known; to be encrypted for."""
 
     primes: tuple[bytes, bytes]
     entropy: bytes
     setup: bytes
     present: bytes
-    keys: list[tuple[bytes, bytes]]
+    keys: list[Pair]
 
 
 class AwaitList(State, frozen=True):
@@ -274,7 +454,7 @@ class AwaitList(State, frozen=True):
     primes: tuple[bytes, bytes]
     setup: bytes
     present: bytes
-    keys: list[tuple[bytes, bytes]]
+    keys: list[Pair]
     digests: bytes
 
 
@@ -282,7 +462,8 @@ class AwaitQuorum(State, frozen=True):
     """Signed `statement`, a list of `included`, and no other, ever. `sums` are this owner's ciphertexts."""
 
     primes: tuple[bytes, bytes]
-    base: bytes
+    present: bytes
+    keys: list[Pair]
     sums: bytes
     statement: bytes
     included: bytes
@@ -306,12 +487,16 @@ class ClientContext:
     identity: Identity
     policy: Policy
     rng: Rng
+    share: KeyShare | None
 
 
 def advertise_key(context: ClientContext, _: AwaitStart, __: Started) -> tuple[State, Outbox]:
-    """A new key for this session, with a proof that it is sound, signed."""
+    """A new key for this session, with a proof that it is sound, signed; none beside a consortium's."""
     session, size = context.session, _modulus_bytes()
     entropy = context.rng(32)
+    if session.consortium is not None:
+        present = _all(session)
+        return AwaitInput((b"", b""), entropy, _setup(session, present, []), present, []), []
     key = paillier.generate(KEY_BITS, seeded(entropy, b"key"))
     roots = proofs.prove_key(key, _owner(session, context.index))
     root = key.randomiser(key.public.h)
@@ -350,47 +535,53 @@ def check_keys(context: ClientContext, state: AwaitKeys, message: Keys) -> tuple
 
 
 def contribute(context: ClientContext, state: AwaitInput, event: Input) -> tuple[State, Outbox]:
-    """Share the vector among the owners, encrypt, prove, sign."""
-    session = context.session
-    owners = members(state.present, len(session.names))
-    sharing = _sharing(session, len(owners))
+    """Pack the vector, encrypt what each key is for, prove, sign."""
+    index, setting = context.index, _setting(context.session, state.present, state.keys)
     rng = seeded(state.entropy, b"deal", state.setup)
-    dealt = sharing.deal(sharing.lanes(session.bound).pack(event.vector), rng)
     columns, known = [], []
-    for owner, pair, integers in zip(owners, state.keys, dealt, strict=True):
-        public = _public(*pair)
+    plaintexts = _plaintexts(setting, event.vector, rng)
+    for column, (public, integers) in enumerate(
+        zip(setting.publics, setting.columns(plaintexts, rng), strict=True)
+    ):
         made = list(Encryptor(public, len(integers)).encrypt_openly(integers, rng))
         ciphertexts = [c for c, _ in made]
         openings = [(int(m), int(r)) for m, (_, r) in zip(integers, made, strict=True)]
-        proof = proofs.prove_plaintexts(
-            public, ciphertexts, openings, _context(state.setup, context.index, owner), rng
-        )
+        where = _context(state.setup, index, column)
+        proof = proofs.prove_plaintexts(public, ciphertexts, openings, where, rng)
         columns.append(public.pack(ciphertexts))
         known.append(proof.pack(public, len(integers)))
     digests = b"".join(_digest(c, p) for c, p in zip(columns, known, strict=True))
-    signature = context.identity.sign(_contribution(state.setup, context.index, digests))
+    signature = context.identity.sign(_contribution(state.setup, index, digests))
     after = AwaitList(state.primes, state.setup, state.present, state.keys, digests)
     return after, [(0, Contributed(columns, known, signature), b"")]
 
 
-@lru_cache(maxsize=256)
-def _public(modulus: bytes, base: bytes) -> PublicKey:
-    n = int.from_bytes(modulus, "little")
-    if not n:
-        raise Invalid("modulus: expected a positive number")
-    return PublicKey(n, pow(int.from_bytes(base, "little"), n, n * n), KEY_BITS // 2)
+def _plaintexts(setting: Setting, vector: Vector, rng: Rng) -> list[int]:
+    """A vector in lanes, with noise if the session has it, and then the seeds of what may be too much."""
+    session, levels = setting.session, setting.session.levels
+    if levels is None:
+        return setting.lanes.pack(vector)
+    whole = Ring(64)
+    noise, secrets = whole.zeros(session.dim), [rng(_SECRET_BYTES) for _ in levels.parts]
+    for part, secret in zip(levels.parts, secrets, strict=True):
+        part.add(whole, noise, noise_seed(session.hash, secret))
+    # Beyond its reach is no noise, but for a chance of 2^-100 an entry: the lanes must hold all there is.
+    values = np.clip(noise.view(np.int64), -levels.reach, levels.reach)
+    values += session.ring.centred(vector) + setting.offset
+    packed = setting.lanes.pack(values.view(np.uint64))
+    return packed + [int.from_bytes(secret, "little") for secret in secrets[: levels.count]]
 
 
 def sign_list(context: ClientContext, state: AwaitList, message: Contributions) -> tuple[State, Outbox]:
     """Check the own column of every contribution, add it up, and sign the list it is of."""
     session, index = context.session, context.index
-    owners = members(state.present, len(session.names))
+    setting = _setting(session, state.present, state.keys)
     included = members(message.included, len(session.names))
-    mine, count = owners.index(index), _lanes(session, len(owners)).plaintexts(session.dim)
-    each = len(owners) * _DIGEST_BYTES
-    digests = _pieces("digests", message.digests, len(included), each)
-    signatures = _pieces("signatures", message.signatures, len(included), keys.SIGNATURE_BYTES)
-    if not len(message.columns) == len(message.proofs) == len(included) or not set(included) <= set(owners):
+    mine, each = setting.column(index), len(setting.publics) * _DIGEST_BYTES
+    digests = pieces("digests", message.digests, len(included), each)
+    signatures = pieces("signatures", message.signatures, len(included), keys.SIGNATURE_BYTES)
+    there = set(included) <= set(setting.owners)
+    if not len(message.columns) == len(message.proofs) == len(included) or not there:
         raise RemoteError("contributions: expected a column and a proof of every owner that is included")
     if len(included) < session.min_included:
         raise RemoteError(f"contributions: {len(included)}, at least {session.min_included} must be included")
@@ -398,17 +589,17 @@ def sign_list(context: ClientContext, state: AwaitList, message: Contributions) 
         raise Abort(f"{len(included)} are included, this client's policy wants {context.policy.min_included}")
     if dict(zip(included, digests, strict=True)).get(index) != state.digests:
         raise RemoteError("contributions: this client's own is not among them as it was sent")
-    public, columns = _public(*state.keys[mine]), []
+    columns = []
     for sender, column, proof, theirs, signature in zip(
         included, message.columns, message.proofs, digests, signatures, strict=True
     ):
         if theirs[mine * _DIGEST_BYTES : (mine + 1) * _DIGEST_BYTES] != _digest(column, proof):
             raise RemoteError("contributions: a column is not the one that is in the list")
         keys.verify(session.identities[sender], _contribution(state.setup, sender, theirs), signature)
-        columns.append(_check_column(public, count, column, proof, _context(state.setup, sender, index)))
+        columns.append(setting.check_column(sender, mine, column, proof, state.setup))
     statement = _statement(state.setup, message.included, message.digests, message.signatures)
-    sums = public.pack(paillier.add(public, columns))
-    after = AwaitQuorum(state.primes, state.keys[mine][1], sums, statement, message.included)
+    sums = setting.to_open(mine, columns)
+    after = AwaitQuorum(state.primes, state.present, state.keys, sums, statement, message.included)
     return after, [(0, Signed(context.identity.sign(statement)), b"")]
 
 
@@ -416,7 +607,7 @@ def open_sums(context: ClientContext, state: AwaitQuorum, message: Quorum) -> tu
     """Only on more than (n + corrupted) / 2 signatures of that same list."""
     session = context.session
     signers = members(message.signers, len(session.names))
-    signatures = _pieces("signatures", message.signatures, len(signers), keys.SIGNATURE_BYTES)
+    signatures = pieces("signatures", message.signatures, len(signers), keys.SIGNATURE_BYTES)
     if len(signers) < session.parameters.quorum:
         raise RemoteError(f"quorum: {len(signers)} signatures, {session.parameters.quorum} are needed")
     if not set(members(state.included, len(session.names))).issuperset(signers):
@@ -426,20 +617,8 @@ def open_sums(context: ClientContext, state: AwaitQuorum, message: Quorum) -> tu
             keys.verify(session.identities[signer], state.statement, signature)
         except Invalid:
             raise RemoteError("quorum: a signature of the list does not verify") from None
-    p, q = (int.from_bytes(prime, "little") for prime in state.primes)
-    size = _modulus_bytes()
-    key = PrivateKey(p, q, _public((p * q).to_bytes(size, "little"), state.base))
-    sums = _numbers(state.sums, key.public.ciphertext_bytes)
-    plaintexts, roots = proofs.prove_openings(key, sums)
-    opened = (b"".join(v.to_bytes(size, "little") for v in values) for values in (plaintexts, roots))
-    return Finished(state.included), [(0, Opened(*opened), b"")]
-
-
-def _pieces(what: str, blob: bytes, count: int, size: int) -> list[bytes]:
-    """Cut a blob into `count` pieces of `size` bytes, or `RemoteError`."""
-    if len(blob) != count * size:
-        raise RemoteError(f"{what}: expected {count} x {size} bytes, got {len(blob)}")
-    return [blob[i * size : (i + 1) * size] for i in range(count)]
+    opened = _setting(session, state.present, state.keys).open(context, state)
+    return Finished(state.included), [(0, opened, b"")]
 
 
 # --------------------------------------------------------------------------------------- server: states
@@ -454,15 +633,15 @@ class GatherContributions(State, frozen=True):
 
     setup: bytes
     present: bytes
-    keys: list[tuple[bytes, bytes]]
+    keys: list[Pair]
 
 
 class GatherSignatures(State, frozen=True):
-    """Gathering `Signed` of `statement`. From here on `included` is frozen. `sums` by owner in it."""
+    """Gathering `Signed` of `statement`. From here on `included` is frozen. `sums` to open, by column."""
 
     statement: bytes
     present: bytes
-    keys: list[tuple[bytes, bytes]]
+    keys: list[Pair]
     sums: dict[int, bytes]
     included: bytes
 
@@ -472,7 +651,7 @@ class GatherOpenings(State, frozen=True):
 
     statement: bytes
     present: bytes
-    keys: list[tuple[bytes, bytes]]
+    keys: list[Pair]
     sums: dict[int, bytes]
     included: bytes
 
@@ -517,15 +696,13 @@ def accept_contribution(
     context: ServerContext, state: GatherContributions, sender: int, message: Contributed
 ) -> None:
     """Every column is well-formed and proved, and all are signed: else nobody adds it up."""
-    session = context.session
-    owners = members(state.present, len(session.names))
-    if not len(message.columns) == len(message.proofs) == len(owners):
-        raise RemoteError(f"contribution: expected {len(owners)} columns and as many proofs")
+    session, setting = context.session, _setting(context.session, state.present, state.keys)
+    if not len(message.columns) == len(message.proofs) == len(setting.publics):
+        raise RemoteError(f"contribution: expected {len(setting.publics)} columns and as many proofs")
     digests = b"".join(_digest(c, p) for c, p in zip(message.columns, message.proofs, strict=True))
     keys.verify(session.identities[sender], _contribution(state.setup, sender, digests), message.signature)
-    count = _lanes(session, len(owners)).plaintexts(session.dim)
-    for owner, pair, column, proof in zip(owners, state.keys, message.columns, message.proofs, strict=True):
-        _check_column(_public(*pair), count, column, proof, _context(state.setup, sender, owner))
+    for i, (column, proof) in enumerate(zip(message.columns, message.proofs, strict=True)):
+        setting.check_column(sender, i, column, proof, state.setup)
 
 
 def publish_list(
@@ -534,23 +711,21 @@ def publish_list(
     """The list is frozen: everyone in it gets its own column of each contribution, to add up and sign."""
     session = context.session
     _check_enough(context, list(gathered), "contributed", [])
-    owners, senders = members(state.present, len(session.names)), sorted(gathered)
+    setting, senders = _setting(session, state.present, state.keys), sorted(gathered)
     included = bitmap(senders, len(session.names))
     digests = b"".join(
         _digest(c, p) for i in senders for c, p in zip(gathered[i].columns, gathered[i].proofs, strict=True)
     )
     signatures = b"".join(gathered[i].signature for i in senders)
-    outbox: Outbox = []
     sums: dict[int, bytes] = {}
-    for place, owner in enumerate(owners):
-        if owner not in gathered:
-            continue
-        columns = [gathered[i].columns[place] for i in senders]
-        known = [gathered[i].proofs[place] for i in senders]
-        outbox.append((owner, Contributions(included, columns, known, digests, signatures), b""))
-        public = _public(*state.keys[place])
-        size = public.ciphertext_bytes
-        sums[owner] = public.pack(paillier.add(public, [_numbers(c, size) for c in columns]))
+    messages: dict[int, Contributions] = {}
+    for column in sorted({setting.column(owner) for owner in senders}):
+        columns = [gathered[i].columns[column] for i in senders]
+        known = [gathered[i].proofs[column] for i in senders]
+        messages[column] = Contributions(included, columns, known, digests, signatures)
+        size = setting.publics[column].ciphertext_bytes
+        sums[column] = setting.to_open(column, [_numbers(c, size) for c in columns])
+    outbox: Outbox = [(owner, messages[setting.column(owner)], b"") for owner in senders]
     statement = _statement(state.setup, included, digests, signatures)
     return GatherSignatures(statement, state.present, state.keys, sums, included), outbox, [], total
 
@@ -575,30 +750,37 @@ def pass_quorum(
 
 def accept_opening(context: ServerContext, state: GatherOpenings, sender: int, message: Opened) -> None:
     """An opening that is proved: a false one is its sender's, and the round goes on with the others'."""
-    owners = members(state.present, len(context.session.names))
-    public = _public(*state.keys[owners.index(sender)])
-    sums = _numbers(state.sums[sender], public.ciphertext_bytes)
-    exact_length("plaintexts", message.plaintexts, len(sums) * _modulus_bytes())
-    exact_length("roots", message.roots, len(sums) * _modulus_bytes())
-    plaintexts, roots = (_numbers(data, _modulus_bytes()) for data in (message.plaintexts, message.roots))
-    proofs.check_openings(public, sums, plaintexts, roots, _opening(state.statement, sender))
+    setting = _setting(context.session, state.present, state.keys)
+    sums = _numbers(state.sums[setting.column(sender)], setting.sizes[0])
+    setting.check(sender, sums, message, _opening(state.statement, sender))
 
 
 def combine(context: ServerContext, state: GatherOpenings, gathered: dict[int, Opened], _: Any) -> Closed:
-    """t openings make the sum; if there are more, they must agree."""
+    """t openings make the sum; if there are more, they must agree. Excess noise is taken out of it."""
     session, t = context.session, context.session.parameters.threshold
     if len(gathered) < t:
         raise Abort(f"{len(gathered)} opened their sums, {t} are needed")
-    owners = members(state.present, len(session.names))
-    sharing, lanes = _sharing(session, len(owners)), _lanes(session, len(owners))
-    opened = {owners.index(i): _numbers(m.plaintexts, _modulus_bytes()) for i, m in gathered.items()}
+    setting = _setting(session, state.present, state.keys)
+    included, rows = members(state.included, len(session.names)), setting.rows
     try:
-        values = lanes.unpack(sharing.combine(opened), session.dim)
+        opened = setting.combine(gathered)
+        values = setting.lanes.unpack(opened[:rows], session.dim)
     except Invalid as error:
         # Each opening is proved: somebody's shares were on no polynomial, or its lanes too full.
         raise Abort(f"{error}: a contribution was not dealt as it should be, nobody can say whose") from None
-    total = values.astype(np.uint64).astype(session.ring.dtype)
-    return Finished(state.included), [], [], total
+    total = (values.astype(np.uint64) - np.uint64(len(included) * setting.offset)).astype(session.ring.dtype)
+    faults = []
+    wanted = [(i, component) for i in included for component in setting.excess(len(included))]
+    for (i, component), seed in zip(wanted, opened[rows:], strict=True):
+        if seed >> 8 * _SECRET_BYTES:  # more noise than is needed, which costs accuracy and no privacy
+            name = session.names[i]
+            faults.append(Fault((name,), "reveals", f"excess noise of {name} stays in the sum: no seed"))
+            continue
+        assert session.levels is not None
+        part, secret = session.levels.parts[component], seed.to_bytes(_SECRET_BYTES, "little")
+        part.subtract(session.ring, total, noise_seed(session.hash, secret))
+    session.ring.reduce(total)
+    return Finished(state.included), [], faults, total
 
 
 def _check_enough(context: ServerContext, present: Sequence[int], did: str, faults: list[Fault]) -> None:
@@ -644,21 +826,14 @@ _SERVER_RULES = ServerRules(
 
 
 def client(
-    session: Session, name: str, identity: Identity, policy: Policy, rng: Rng, journal: Any, _: Any,
-    snapshot: tuple[bytes | None, bytes | None] | None = None,
+    session: Session, index: int, identity: Identity, policy: Policy, rng: Rng, journal: Any, _: Any,
+    share: KeyShare | None, snapshot: tuple[bytes | None, bytes | None] | None = None,
 ) -> ClientMachine:  # fmt: skip
     """A client machine; see `Session.client`."""
-    if not isinstance(identity, Identity):
-        raise LocalError(f"client: expected an Identity, got {type(identity).__name__}")
-    index = session.positions.get(name)
-    if index is None:
-        raise LocalError(f"client: {name!r} is not in the roster")
-    if session.identities[index] != identity.public:
-        raise LocalError(f"client: the roster has another identity for {name!r}")
-    policy.check(session)
-    context = ClientContext(session, index, identity, policy, rng)
+    _check_room(session)
+    context = ClientContext(session, index, identity, policy, rng, share)
     start = AwaitStart()
-    return ClientMachine(session, name, _CLIENT_RULES, context, start, identity.public, journal, snapshot)
+    return ClientMachine(session, index, _CLIENT_RULES, context, start, identity.public, journal, snapshot)
 
 
 def server(
@@ -666,4 +841,17 @@ def server(
     snapshot: tuple[bytes | None, bytes | None] | None = None,
 ) -> ServerMachine:  # fmt: skip
     """The server machine; see `Session.server`."""
-    return ServerMachine(session, _SERVER_RULES, ServerContext(session), GatherKeys(), journal, snapshot)
+    _check_room(session)
+    start: State = GatherKeys()
+    if session.consortium is not None:
+        start = GatherContributions(_setup(session, _all(session), []), _all(session), [])
+    return ServerMachine(session, _SERVER_RULES, ServerContext(session), start, journal, snapshot)
+
+
+def _check_room(session: Session) -> None:
+    """Before anything is sent, that sums fit the lanes, and shares the moduli."""
+    try:
+        lanes = _setting(session, _all(session), []).lanes
+    except ValueError as error:
+        raise Infeasible(str(error)) from None
+    assert lanes.width <= max(8, session.ring.bits)

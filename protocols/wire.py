@@ -159,3 +159,15 @@ def members(bits: bytes, n: int) -> tuple[int, ...]:
         raise RemoteError("bitmap: a position beyond the cohort")
     each = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
     return tuple(np.flatnonzero(each).tolist())
+
+
+def place_bytes(i: int) -> bytes:
+    """A position in what is hashed or signed."""
+    return i.to_bytes(4, "big")
+
+
+def pieces(what: str, blob: bytes, count: int, size: int) -> list[bytes]:
+    """Cut a blob into `count` pieces of `size` bytes, or `RemoteError`."""
+    if len(blob) != count * size:
+        raise RemoteError(f"{what}: expected {count} x {size} bytes, got {len(blob)}")
+    return [blob[i * size : (i + 1) * size] for i in range(count)]

@@ -21,9 +21,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, inf, nextafter
+from math import ceil, inf, log, nextafter, sqrt
 
 from protocols.errors import Infeasible, LocalError
+from secagg import keys, prg
+from secagg.labels import Label
 from secagg.noise import FAMILIES, VARIANCES, Family, Noise, noise
 
 OVERSHOOT = 0.015
@@ -85,6 +87,16 @@ class Levels:
         variances = [self.unit * 2**i for i in range(self.count)] + [self.base] * (self.base > 0)
         return tuple(noise(self.noisy.family, variance) for variance in variances)
 
+    @property
+    def reach(self) -> int:
+        """What no entry of one client's noise is beyond, but for a chance of 2^-100.
+
+        Bernstein's inequality, which centred Poisson variables obey with a scale of 1/3, and sums of them; a
+        discrete Gaussian is narrower.
+        """
+        variance, nats = self.base + self.unit * ((1 << self.count) - 1), 101 * log(2)
+        return ceil(nats / 3 + sqrt(nats**2 / 9 + 2 * nats * variance))
+
     def _kept(self, included: int) -> int:
         """The least number of units that each of so many included clients must keep beside its base."""
         if not self.count:
@@ -137,3 +149,8 @@ def levels(noisy: Noisy, n: int, least: int) -> Levels:
             f"of {noisy.family} are from {smallest:.3g} to {largest:.3g}: choose another scale"
         )
     return Levels(noisy, base, unit, count)
+
+
+def noise_seed(session_hash: bytes, secret: bytes) -> bytes:
+    """The 16-byte AES key of one part of a client's noise, from its 32 secret bytes."""
+    return keys.derive(secret, Label.NOISE, session_hash, length=prg.SEED_BYTES)

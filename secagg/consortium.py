@@ -40,7 +40,7 @@ _WIDTH = 16  # bytes of a coefficient, and of a challenge: 2^-128
 _HIDING = 128  # bits that a mask is longer than what it hides
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Consortium:
     """A consortium's key, which everybody may know.
 
@@ -62,6 +62,10 @@ class Consortium:
         if not self.public.h:
             raise Invalid("consortium: expected a key with a base of randomisers")
         self.public.checked([self.base, *self.checks])
+
+    def __repr__(self) -> str:
+        head = f"Consortium({self.threshold} of {self.owners}, {self.public.bits} bits"
+        return f"{head}, {self.fingerprint.hex()[:16]}…)"
 
     @property
     def owners(self) -> int:

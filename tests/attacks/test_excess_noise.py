@@ -9,7 +9,7 @@ from msgspec import structs
 from protocols import pairwise
 from protocols.errors import Aborted
 from protocols.pairwise import Revealed
-from protocols.xnoise import Noisy
+from protocols.xnoise import Noisy, noise_seed
 
 NOISY = {"noise": Noisy(900.0, colluding=1), "bits": 16, "dropout": 0.25}
 INCLUDED = ("bob", "cyd", "dan", "eve", "fay", "gus", "hal")
@@ -24,7 +24,7 @@ def play_to_masked(cohort, silent=None):
 
 def part(cohort, secret, i):
     """The samples of component i, or for -1 of the base."""
-    seed = pairwise._noise_seed(cohort.session, secret)
+    seed = noise_seed(cohort.session.hash, secret)
     return cohort.session.levels.parts[i].sample(seed, cohort.session.dim).astype(np.int64)
 
 
@@ -184,7 +184,7 @@ def test_pads_and_noise_are_seeded_apart(play):
     one, two = (play(attempt=attempt, **NOISY).session for attempt in (0, 1))
     secret = bytes(32)
     seeds = {
-        pairwise._noise_seed(one, secret), pairwise._noise_seed(two, secret),
+        noise_seed(one.hash, secret), noise_seed(two.hash, secret),
         pairwise._stream_seed(one, secret), pairwise._stream_seed(two, secret),
     }  # fmt: skip
     assert len(seeds) == 4

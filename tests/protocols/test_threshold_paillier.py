@@ -1,9 +1,11 @@
-"""Threshold Paillier without a dealer: exact sums or nothing, and everything that a server might try."""
+"""Threshold Paillier, in both settings: exact sums or nothing, and everything that a server might try."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,14 @@ from protocols.journal import MemoryJournal, SqliteJournal
 from protocols.machine import Aggregate, Answered, Input, Received, StageClosed, Started
 from protocols.session import Policy, Session
 from protocols.simulator import simulate
-from protocols.threshold_paillier import Contributed, Contributions, Keys, Opened, Quorum
-from protocols.wire import SERVER, Envelope, bitmap, members
-from protocols.xnoise import Noisy
+from protocols.threshold_paillier import Advertise, Contributed, Contributions, Keys, Opened, Quorum, Signed
+from protocols.wire import SERVER, Envelope, bitmap, members, pieces
+from protocols.xnoise import Levels, Noisy, noise_seed
 from secagg import paillier
+from secagg.consortium import Consortium, KeyShare, deal
 from secagg.keys import Identity
+from secagg.noise import noise
+from secagg.randomness import seeded
 
 PAILLIER = "threshold-paillier"
 AGREED = {"protocol": PAILLIER, "threat_model": MALICIOUS, "corrupted": 0.2, "dropout": 0.2}
@@ -41,9 +46,23 @@ def short_keys() -> Iterator[None]:
         yield
 
 
+@cache
+def dealt(owners: int, threshold: int) -> tuple[Consortium, tuple[KeyShare, ...]]:
+    """A consortium's key, as short as is accepted."""
+    return deal(owners, threshold, 2048, seeded(b"consortium", bytes([owners, threshold])))
+
+
 def make(names: list[str] = NAMES, **more: Any) -> Session:
     roster = {name: IDS[name].public for name in names}
     return Session(roster, 3, 256, **(AGREED | {"task": "t"} | more))
+
+
+def consortium(**more: Any) -> Session:
+    """The same, with a key that a dealer has split."""
+    return make(consortium=dealt(5, 4)[0], **more)
+
+
+in_both = pytest.mark.parametrize("new", [make, consortium], ids=["own-keys", "consortium"])
 
 
 Change = Callable[[Envelope, Any], Any]
@@ -61,12 +80,29 @@ class Run:
         self.server = self.session.server()
         journals, policies = journals or {}, policies or {}
         self.clients = {
-            name: self.session.client(name, IDS[name], journal=journals.get(name), policy=policies.get(name))
+            name: self.session.client(
+                name, IDS[name], journal=journals.get(name), policy=policies.get(name), share=self.share(name)
+            )
             for name in self.session.names
         }
         same: Change = lambda _, message: message  # noqa: E731
         self.up, self.down = up or same, down or same
         self.seen: list[tuple[Envelope, Any]] = []
+
+    def share(self, name: str) -> KeyShare | None:
+        """A client's, if the session has a consortium's key."""
+        return None if self.session.consortium is None else dealt(5, 4)[1][self.session.positions[name]]
+
+    def setting(self) -> tuple[home.Setting, bytes]:
+        """How this session encrypts, and the hash of all keys."""
+        if self.session.consortium is not None:
+            present, advertised = bitmap(range(5), 5), []
+        else:
+            keys = self.message(Keys, "oslo")
+            present, advertised = keys.present, keys.advertised
+        pairs = [(m.modulus, m.base) for m in advertised]
+        setup = home._setup(self.session, present, advertised)
+        return home._setting(self.session, present, pairs), setup
 
     def changed(self, envelope: Envelope, change: Change) -> list[Envelope]:
         message = home._CODEC.decode(envelope.body, self.session.max_envelope_bytes)
@@ -103,8 +139,9 @@ def expected(included: Any) -> list[int]:
 # --------------------------------------------------------------------------------------------- sums
 
 
-def test_the_sum_and_nothing_else() -> None:
-    run = Run()
+@in_both
+def test_the_sum_and_nothing_else(new: Callable[[], Session]) -> None:
+    run = Run(new())
     result = run.go()
     assert isinstance(result, Aggregate)
     assert result.included == tuple(NAMES)
@@ -117,20 +154,24 @@ def test_the_sum_and_nothing_else() -> None:
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    st.integers(4, 6), st.integers(1, 400), st.sampled_from([2, 3, 256, 1 << 20]), st.integers(0, 2**32),
+    st.booleans(), st.integers(4, 6), st.integers(1, 400), st.sampled_from([2, 3, 256, 1 << 20]),
+    st.integers(0, 2**32),
     st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["keys", "masked", "signatures", "reveals"])),
              max_size=3),
 )  # fmt: skip
 def test_the_exact_sum_over_the_included_set_or_aborted(
-    n: int, dim: int, bound: int, seed: int, dropping: list[tuple[int, str]]
+    split: bool, n: int, dim: int, bound: int, seed: int, dropping: list[tuple[int, str]]
 ) -> None:
     rng = np.random.default_rng(seed)
     vectors = {f"c{i}": rng.integers(0, bound, dim) for i in range(n)}
     vectors["c0"][:] = bound - 1
     drop = {f"c{i % n}": stage for i, stage in dropping}
     demands: dict[str, Any] = AGREED | {"corrupted": 0.0, "dropout": 0.25}
-    run = simulate(vectors, bound=bound, drop=drop, seed=seed, **demands)
     found = parameters(n, 0.0, 0.25, PAILLIER, MALICIOUS)
+    if split:
+        demands["consortium"], demands["shares"] = dealt(n, found.threshold)
+        drop = {name: stage for name, stage in drop.items() if stage != "keys"}  # it has no such stage
+    run = simulate(vectors, bound=bound, drop=drop, seed=seed, **demands)
     if isinstance(run.result, Aborted):
         assert len(drop) > found.dropped
         return
@@ -150,16 +191,17 @@ def test_who_vanishes_is_left_out_or_not_needed(stage: str) -> None:
     assert list(run.result.sum) == expected(included)
 
 
-def test_restored_at_every_step(tmp_path: Path) -> None:
+@in_both
+def test_restored_at_every_step(tmp_path: Path, new: Callable[[], Session]) -> None:
     """Each client from its journal, each time before it answers; the server from a snapshot."""
     key = bytes(range(32))
     journals = {name: SqliteJournal(tmp_path / name, key) for name in NAMES}
-    run = Run(journals=journals)
+    run = Run(new(), journals=journals)
     told: Change = lambda _, message: message  # noqa: E731
 
     def again(envelope: Envelope, message: Any) -> Any:
         name = envelope.to
-        run.clients[name] = run.session.restore_client(name, IDS[name], journals[name])
+        run.clients[name] = run.session.restore_client(name, IDS[name], journals[name], share=run.share(name))
         if isinstance(message, Keys):  # an input that was not masked is not kept
             run.clients[name].handle(Input(VECTORS[name]))
         return told(envelope, message)
@@ -177,11 +219,6 @@ def test_lists_are_always_signed() -> None:
     with pytest.raises(Infeasible, match="threat model 'malicious'"):
         make(threat_model="honest-but-curious")
     assert make(threat_model=SEMI_MALICIOUS).signed
-
-
-def test_noise_is_not_added() -> None:
-    with pytest.raises(LocalError, match="sums exactly"):
-        make(noise=Noisy(4.0), bits=16)
 
 
 def test_thresholds() -> None:
@@ -219,14 +256,12 @@ def forged(run: Run, how: str) -> Change:
     def down(envelope: Envelope, message: Any) -> Any:
         if not isinstance(message, Contributions):
             return message
-        session, owner = run.session, run.session.positions[envelope.to]
-        pairs = [(m.modulus, m.base) for m in run.message(Keys, "oslo").advertised]
-        setup = home._setup(session, bitmap(range(5), 5), run.message(Keys, "oslo").advertised)
+        owner = run.session.positions[envelope.to]
+        setting, setup = run.setting()
         victim = run.message(Contributed, "graz")
-        for place, pair in enumerate(pairs):
+        for place, public in enumerate(setting.publics):
             if place in made:
                 continue
-            public = home._public(*pair)
             theirs = home._numbers(victim.columns[place], public.ciphertext_bytes)
             square = int(public.square)
             column = {
@@ -239,29 +274,33 @@ def forged(run: Run, how: str) -> Change:
             home._digest(*made[p]) if i == 3 else
             home._digest(run.message(Contributed, NAMES[i]).columns[p],
                          run.message(Contributed, NAMES[i]).proofs[p])
-            for i in range(5) for p in range(5)
+            for i in range(5) for p in range(len(setting.publics))
         ]  # fmt: skip
-        mine = b"".join(digests[15:20])
-        signatures = home._pieces("", message.signatures, 5, 64)
+        mine = b"".join(digests[3 * len(setting.publics) : 4 * len(setting.publics)])
+        signatures = pieces("", message.signatures, 5, 64)
         signatures[3] = IDS["pisa"].sign(home._contribution(setup, 3, mine))
         columns, proofs = list(message.columns), list(message.proofs)
-        columns[3], proofs[3] = made[owner]
+        columns[3], proofs[3] = made[setting.column(owner)]
         return Contributions(message.included, columns, proofs, b"".join(digests), b"".join(signatures))
 
     return down
 
 
+@in_both
 @pytest.mark.parametrize("how", ["copies", "inverts", "squares", "shifts"])
-def test_a_contributor_who_reuses_anothers_ciphertexts_is_refused(how: str) -> None:
+def test_a_contributor_who_reuses_anothers_ciphertexts_is_refused(
+    how: str, new: Callable[[], Session]
+) -> None:
     """The sum would be of the others twice the victim, or of all but the victim: its vector would follow."""
-    run = Run()
+    run = Run(new())
     run.down = forged(run, how)
     all_stopped(run, "the proof that they are known does not hold", ["bern", "graz", "oslo", "york"])
 
 
-def test_the_server_that_checks_drops_who_reuses_anothers_ciphertexts() -> None:
+@in_both
+def test_the_server_that_checks_drops_who_reuses_anothers_ciphertexts(new: Callable[[], Session]) -> None:
     """An honest server finds it by itself, names the sender, and the round goes on without it."""
-    run = Run()
+    run = Run(new())
     kept: dict[str, Any] = {}
 
     def up(envelope: Envelope, message: Any) -> Any:
@@ -273,8 +312,7 @@ def test_the_server_that_checks_drops_who_reuses_anothers_ciphertexts() -> None:
         victim, digests = kept["graz"], b""
         for column, proof in zip(victim.columns, victim.proofs, strict=True):
             digests += home._digest(column, proof)
-        keys = run.message(Keys, "oslo")
-        setup = home._setup(run.session, keys.present, keys.advertised)
+        _, setup = run.setting()
         return Contributed(
             victim.columns, victim.proofs, IDS["pisa"].sign(home._contribution(setup, 3, digests))
         )
@@ -288,14 +326,15 @@ def test_the_server_that_checks_drops_who_reuses_anothers_ciphertexts() -> None:
     assert result.dropped["pisa"].culprits == ("pisa",)
 
 
-def test_contributions_that_the_server_makes_up_are_refused() -> None:
+@in_both
+def test_contributions_that_the_server_makes_up_are_refused(new: Callable[[], Session]) -> None:
     """All but the victim's replaced by its own: they are not signed by whom they claim to be of."""
-    run = Run()
+    run = Run(new())
 
     def down(_: Envelope, message: Any) -> Any:
         if not isinstance(message, Contributions):
             return message
-        signatures = home._pieces("", message.signatures, 5, 64)
+        signatures = pieces("", message.signatures, 5, 64)
         signatures[2] = Identity.generate().sign(b"made up")
         return Contributions(
             message.included, message.columns, message.proofs, message.digests, b"".join(signatures)
@@ -305,15 +344,16 @@ def test_contributions_that_the_server_makes_up_are_refused() -> None:
     all_stopped(run, "signature")
 
 
-def test_two_lists_to_two_halves_open_nothing() -> None:
+@in_both
+def test_two_lists_to_two_halves_open_nothing(new: Callable[[], Session]) -> None:
     """Each half is shown another list; each signs its own; signatures of the other half do not verify."""
-    run = Run()
+    run = Run(new())
     without = {"bern": "york", "graz": "york"}  # who is told that who is missing
 
     def shorter(message: Contributions, missing: int) -> Contributions:
         included = [i for i in range(5) if i != missing]
-        digests = home._pieces("", message.digests, 5, 5 * 32)
-        signatures = home._pieces("", message.signatures, 5, 64)
+        digests = pieces("", message.digests, 5, len(message.digests) // 5)
+        signatures = pieces("", message.signatures, 5, 64)
         return Contributions(
             bitmap(included, 5), [message.columns[i] for i in included],
             [message.proofs[i] for i in included], b"".join(digests[i] for i in included),
@@ -339,7 +379,7 @@ def test_two_lists_to_two_halves_open_nothing() -> None:
     assert all(isinstance(c.result, Aborted) for c in run.clients.values())
     # And if the server shows all five signatures to everybody, nobody opens.
     for name in ("bern", "oslo"):
-        again = Run()
+        again = Run(new())
 
         def shows(envelope: Envelope, message: Any, run: Run = again) -> Any:
             if isinstance(message, Contributions) and envelope.to in without:
@@ -419,10 +459,11 @@ def test_a_policy_counts_who_is_included() -> None:
     assert "this client's policy wants 5" in str(run.clients["bern"].result)
 
 
-def test_asking_twice_gets_the_same_bytes_or_nothing() -> None:
+@in_both
+def test_asking_twice_gets_the_same_bytes_or_nothing(new: Callable[..., Session]) -> None:
     """A second question after the answer; a second session of the round; the same session again."""
     journals = {name: MemoryJournal() for name in NAMES}
-    run = Run(journals=journals)
+    run = Run(new(), journals=journals)
     assert isinstance(run.go(), Aggregate)
     (envelope,) = [e for e, m in run.seen if isinstance(m, Quorum) and e.to == "oslo"]
     (first,) = [e for e, m in run.seen if isinstance(m, Opened) and e.sender == "oslo"]
@@ -431,10 +472,13 @@ def test_asking_twice_gets_the_same_bytes_or_nothing() -> None:
     assert run.clients["oslo"].handle(Received(other)) == []
     for attempt in (0, 1):
         with pytest.raises((AlreadyAnswered, LocalError)):
-            make(attempt=attempt).client("oslo", IDS["oslo"], journal=journals["oslo"])
+            new(attempt=attempt).client(
+                "oslo", IDS["oslo"], journal=journals["oslo"], share=run.share("oslo")
+            )
 
 
-def test_two_attempts_of_a_round_do_not_open_two_lists() -> None:
+@in_both
+def test_two_attempts_of_a_round_do_not_open_two_lists(new: Callable[..., Session]) -> None:
     """In the first, the server shows the quorum to a threshold of owners; it tries the rest in a second."""
     journals = {name: MemoryJournal() for name in NAMES}
     t = make().parameters.threshold
@@ -442,32 +486,36 @@ def test_two_attempts_of_a_round_do_not_open_two_lists() -> None:
     def some(envelope: Envelope, message: Any) -> Any:
         return None if isinstance(message, Quorum) and envelope.to in NAMES[t:] else message
 
-    first = Run(journals=journals, down=some)
+    first = Run(new(), journals=journals, down=some)
     assert isinstance(first.go(), Aggregate)
     left = []
     for name in NAMES:  # those who have not opened may try again
         with suppress(AlreadyAnswered):
-            left.append(make(attempt=1).client(name, IDS[name], journal=journals[name]).name)
+            client = new(attempt=1).client(name, IDS[name], journal=journals[name], share=first.share(name))
+            left.append(client.name)
     assert left == NAMES[t:]
     bad = make().parameters.corrupted
     assert len(left) + bad < t  # with the corrupted, too few to open anything
 
 
-@pytest.mark.parametrize("part", ["plaintexts", "roots"])
-def test_a_false_opening_names_its_sender_and_the_round_goes_on(part: str) -> None:
+@in_both
+@pytest.mark.parametrize("part", ["values", "proof"])
+def test_a_false_opening_names_its_sender_and_the_round_goes_on(
+    part: str, new: Callable[[], Session]
+) -> None:
     def up(envelope: Envelope, message: Any) -> Any:
         if not isinstance(message, Opened) or envelope.sender != "graz":
             return message
         data = bytearray(getattr(message, part))
         data[0] ^= 1
-        other = {"plaintexts": message.plaintexts, "roots": message.roots} | {part: bytes(data)}
+        other = {"values": message.values, "proof": message.proof} | {part: bytes(data)}
         return Opened(**other)
 
-    result = Run(up=up).go()
+    result = Run(new(), up=up).go()
     assert isinstance(result, Aggregate)
     assert list(result.sum) == expected(NAMES)
     assert [f.culprits for f in result.faults] == [("graz",)]
-    assert "openings: the proof does not hold" in result.faults[0].cause
+    assert "the proof does not hold" in result.faults[0].cause
 
 
 def test_shares_on_no_polynomial_make_no_sum() -> None:
@@ -588,3 +636,310 @@ def test_states_show_nothing() -> None:
 def test_costs_of_this_protocol_are_not_predicted() -> None:
     with pytest.raises(LocalError, match="one of secagg, secagg\\+ to predict"):
         estimate(10, 10, bound=5, protocol=PAILLIER, threat_model=MALICIOUS)
+
+
+# ---------------------------------------------------------------------------------- a consortium's key
+
+
+def test_ciphertexts_of_an_earlier_round_are_refused() -> None:
+    """The key is the same, and what the victim sent then could be opened now, in another's name."""
+    first = Run(consortium())
+    assert isinstance(first.go(), Aggregate)
+    then = first.message(Contributed, "graz")
+    run = Run(consortium(round=1))
+
+    def up(envelope: Envelope, message: Any) -> Any:
+        if not isinstance(message, Contributed) or envelope.sender != "pisa":
+            return message
+        digests = home._digest(then.columns[0], then.proofs[0])
+        _, setup = run.setting()
+        signature = IDS["pisa"].sign(home._contribution(setup, 3, digests))
+        return Contributed(then.columns, then.proofs, signature)
+
+    run.up = up
+    result = run.go()
+    assert isinstance(result, Aggregate)
+    assert "known does not hold" in result.dropped["pisa"].cause
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"protocol": "secagg"}, "it is for threshold-paillier"),
+        ({"names": NAMES[:4]}, "dealt to 5, the roster has 4"),
+        ({"threshold": 3}, "the consortium's key has 4, got 3"),
+        ({"consortium": 5}, "expected a Consortium, got int"),
+    ],
+)
+def test_consortiums_that_do_not_fit(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(LocalError, match=said):
+        make(**({"consortium": dealt(5, 4)[0]} | more))
+
+
+def test_a_threshold_that_two_lists_could_reach_is_refused() -> None:
+    """2t > n + c is asked of a dealer as well."""
+    with pytest.raises(Infeasible, match="threshold: expected 4 to 4"):
+        make(consortium=dealt(5, 3)[0])
+
+
+def test_shares_that_do_not_fit() -> None:
+    key, shares = dealt(5, 4)
+    session = make(consortium=key)
+    with pytest.raises(LocalError, match="if, and only if"):
+        session.client("oslo", IDS["oslo"])
+    with pytest.raises(LocalError, match="if, and only if"):
+        make().client("oslo", IDS["oslo"], share=shares[2])
+    with pytest.raises(LocalError, match="place 2 in the roster, got place 1"):
+        session.client("oslo", IDS["oslo"], share=shares[1])
+    with pytest.raises(LocalError, match="not one of this consortium's"):
+        session.client("oslo", IDS["oslo"], share=KeyShare(2, shares[1].secret))
+    with pytest.raises(LocalError, match="expected 5, one a client, got 4"):
+        simulate(5, dim=2, bound=5, shares=shares[:4], consortium=key, **AGREED)
+
+
+def test_parties_with_another_key_complete_nothing() -> None:
+    other, _ = deal(5, 4, 2048, seeded(b"another consortium"))
+    assert len({make(consortium=other).hash, consortium().hash, make().hash}) == 3
+
+
+def test_an_input_before_the_start_is_kept() -> None:
+    client = consortium().client("oslo", IDS["oslo"], share=dealt(5, 4)[1][2])
+    assert client.handle(Input(VECTORS["oslo"])) == []
+    (sent,) = client.handle(Started())
+    assert isinstance(home._CODEC.decode(sent.body, 1 << 30), Contributed)
+
+
+# ------------------------------------------------------------------------------------------- noise
+
+NOISY: dict[str, Any] = {"noise": Noisy(900.0), "bits": 12}
+
+
+def play(
+    new: Callable[..., Session], monkeypatch: pytest.MonkeyPatch, drop: dict[str, type]
+) -> tuple[Run, dict[str, list[bytes]]]:
+    """A run with noise, from which clients vanish with a message; and everybody's secrets of its noise."""
+    run = Run(new(**NOISY))
+    run.up = lambda e, m: None if isinstance(m, drop.get(e.sender, ())) else m
+    secrets: dict[str, list[bytes]] = {}
+
+    def contribute(context: Any, state: Any, event: Any) -> Any:
+        rng, parts = seeded(state.entropy, b"deal", state.setup), context.session.levels.parts
+        secrets[context.session.names[context.index]] = [rng(32) for _ in parts]
+        return home.contribute(context, state, event)
+
+    monkeypatch.setitem(home.CLIENT_MOVES, (home.AwaitInput, Input), contribute)  # type: ignore[arg-type]
+    run.go()
+    return run, secrets
+
+
+def with_noise(run: Run, secrets: dict[str, list[bytes]], result: Aggregate, left_in: str = "") -> list[int]:
+    """The included vectors with the noise that must remain; all of it of the client `left_in`."""
+    shape = run.session.levels
+    assert shape is not None
+    total = np.zeros(3, np.int64)
+    for name in result.included:
+        total += VECTORS[name]
+        for i, (part, secret) in enumerate(zip(shape.parts, secrets[name], strict=True)):
+            if i not in shape.excess(len(result.included)) or name == left_in:
+                total += part.sample(noise_seed(run.session.hash, secret), 3)
+    return list(total)
+
+
+@in_both
+@pytest.mark.parametrize("drop", [{}, {"york": Contributed}, {"bern": Signed}, {"graz": Opened}])
+def test_the_sum_keeps_exactly_the_noise_it_needs(
+    new: Callable[..., Session], drop: dict[str, type], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of those who vanish after they contributed: their excess is opened by the others."""
+    run, secrets = play(new, monkeypatch, drop)
+    result = run.server.result
+    assert isinstance(result, Aggregate)
+    assert len(result.included) == (4 if "york" in drop else 5)
+    assert result.sum.dtype == np.int64
+    assert list(result.sum) == with_noise(run, secrets, result)
+    assert 900 <= result.noise <= 900 * 1.015
+    assert drop or result.faults == ()
+
+
+def test_vectors_with_noise_may_be_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(consortium(**NOISY))
+    with pytest.raises(LocalError, match="from -255 to 255"):
+        run.clients["oslo"].handle(Input([0, 0, -256]))
+    for name in NAMES:
+        monkeypatch.setitem(VECTORS, name, np.array([-255, 255, -7]))
+    result = run.go()
+    assert isinstance(result, Aggregate)
+    assert abs(result.sum - [-1275, 1275, -35]).max() < 30 * 10
+
+
+@in_both
+def test_no_sum_with_noise_wraps(new: Callable[..., Session]) -> None:
+    """A ring that was chosen so that a sum may wrap is made as wide as all of them: lanes tell of wraps."""
+    session = new(**NOISY)
+    shape = session.levels
+    assert shape is not None
+    assert session.ring.bits == (2 * 5 * (255 + shape.reach)).bit_length()
+    assert new(**(NOISY | {"bits": 40})).ring.bits == 40
+    with pytest.raises(Infeasible, match="needs 66 bits"):
+        Session({n: IDS[n].public for n in NAMES}, 3, 1 << 62, **(AGREED | NOISY))
+
+
+@pytest.mark.parametrize("variance", [0.05, 1.0, 30.0, 1e4])
+def test_no_noise_is_beyond_its_reach(variance: float) -> None:
+    """At most 2^-100 of it, by the sampler's own distribution; and no lane is wasted on what never is."""
+    shape = Levels(Noisy(variance), variance, 0.0, 0)
+    steps = noise("skellam", variance).steps()
+    below = -shape.reach - 1 - steps.first  # F there, of which the two tails have twice
+    assert below < 0 or 2 * steps.high[below] <= 1 << steps.bits - 100
+    assert shape.reach <= 12 * math.sqrt(variance) + 50
+
+
+def test_a_seed_that_is_none_leaves_its_noise_in_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And names who dealt it; the others' is taken out."""
+    true = home._plaintexts
+
+    def plaintexts(setting: Any, vector: Any, rng: Any) -> list[int]:
+        found = true(setting, vector, rng)
+        if vector[0] == 3:  # pisa's
+            found[setting.rows :] = [1 << 256] * (setting.count - setting.rows)
+        return found
+
+    monkeypatch.setattr(home, "_plaintexts", plaintexts)
+    run, secrets = play(consortium, monkeypatch, {})
+    result = run.server.result
+    assert isinstance(result, Aggregate)
+    assert list(result.sum) == with_noise(run, secrets, result, left_in="pisa")
+    assert {f.culprits for f in result.faults} == {("pisa",)}
+    assert "excess noise of pisa stays" in result.faults[0].cause
+
+
+@pytest.mark.parametrize("gone", [{}, {"york": Contributed}])
+def test_nothing_is_opened_of_the_noise_that_a_sum_needs(
+    gone: dict[str, type], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What owners open beside the sums are seeds of excess, of everybody who is included, and no others."""
+    run, secrets = play(consortium, monkeypatch, gone)
+    setting, _ = run.setting()
+    shape, result = run.session.levels, run.server.result
+    assert shape is not None
+    assert isinstance(result, Aggregate)
+    excess = shape.excess(len(result.included))
+    assert (excess == ()) == bool(gone)  # of four, nothing is too much
+    opened = setting.combine({NAMES.index(e.sender): m for e, m in run.seen if isinstance(m, Opened)})
+    wanted = [int.from_bytes(secrets[n][i], "little") for n in result.included for i in excess]
+    assert opened[setting.rows :] == wanted
+
+
+# -------------------------------------------------------------------------------- whatever is sent
+
+KINDS = (Advertise, Keys, Contributed, Contributions, Signed, Quorum, Opened, home.Stop)
+
+
+@cache
+def sample(kind: type) -> Any:
+    """A message of that kind, from a run of its own."""
+    run = Run()
+    run.go()
+    return home.Stop() if kind is home.Stop else next(m for _, m in run.seen if isinstance(m, kind))
+
+
+@settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.booleans(), st.sampled_from([Advertise, Contributed, Signed, Opened]), st.sampled_from(KINDS))
+def test_any_message_in_the_place_of_another_to_the_server(split: bool, wanted: type, kind: type) -> None:
+    """Its sender is left out or not needed, and the sum is exact."""
+    other = sample(kind)
+    run = Run(consortium() if split else make())
+    run.up = lambda e, m: other if isinstance(m, wanted) and e.sender == "pisa" else m
+    result = run.go()
+    assert isinstance(result, Aggregate)
+    before = wanted in (Advertise, Contributed) and not (split and wanted is Advertise)
+    assert ("pisa" in result.included) != before
+    assert list(result.sum) == expected(result.included)
+
+
+@settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.booleans(), st.sampled_from([Keys, Contributions, Quorum]), st.sampled_from(KINDS))
+def test_any_message_in_the_place_of_another_to_a_client(split: bool, wanted: type, kind: type) -> None:
+    """It stops, names the server, and has answered nothing."""
+    other = sample(kind)
+    run = Run(consortium() if split else make())
+    run.down = lambda e, m: other if isinstance(m, wanted) and e.to == "pisa" else m
+    run.go()
+    if not (split and wanted is Keys):
+        result = run.clients["pisa"].result
+        assert isinstance(result, Aborted)
+        assert result.culprits == (() if kind is home.Stop else (SERVER,))
+        assert not result.revealed
+        assert not any(isinstance(m, Opened) and e.sender == "pisa" for e, m in run.seen)
+
+
+def mangled(message: Any, field: str, at: float, how: str) -> Any:
+    """The message with one field, or one part of it, changed."""
+    fields = {f: getattr(message, f) for f in message.__struct_fields__}
+    value = fields[field]
+    parts = list(value) if isinstance(value, list) else [value]
+    i = int(at * len(parts))
+    part = bytearray(parts[i])
+    if how == "flip":
+        part[int(at * len(part))] ^= 1
+    parts[i] = {
+        "zero": bytes(len(part)), "high": b"\xff" * len(part), "longer": bytes(part) + b"\0",
+        "shorter": bytes(part[:-1]), "turned": bytes(part[::-1]),
+    }.get(how, bytes(part))  # fmt: skip
+    if how == "twice":
+        parts.append(parts[i])
+    elif how == "swapped":
+        parts = parts[::-1]
+    fields[field] = parts if isinstance(value, list) else b"".join(parts)
+    return type(message)(**fields)
+
+
+HOWS = st.sampled_from(["flip", "zero", "high", "longer", "shorter", "turned", "twice", "swapped"])
+
+
+@settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.booleans(), st.sampled_from(["columns", "proofs"]), st.floats(0, 0.999), HOWS)
+def test_a_mangled_contribution_that_is_signed_anew_drops_its_sender(
+    split: bool, field: str, at: float, how: str
+) -> None:
+    run = Run(consortium() if split else make())
+
+    def up(envelope: Envelope, message: Any) -> Any:
+        if not isinstance(message, Contributed) or envelope.sender != "pisa":
+            return message
+        found = mangled(message, field, at, how)
+        digests = b"".join(home._digest(c, p) for c, p in zip(found.columns, found.proofs, strict=False))
+        signature = IDS["pisa"].sign(home._contribution(run.setting()[1], 3, digests))
+        return Contributed(found.columns, found.proofs, signature)
+
+    run.up = up
+    result = run.go()
+    assert isinstance(result, Aggregate)
+    same = how == "swapped" and split  # of one column there is no other order
+    assert ("pisa" in result.included) == same
+    assert same or result.dropped["pisa"].culprits == ("pisa",)
+    assert list(result.sum) == expected(result.included)
+
+
+@settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.booleans(), st.sampled_from(["included", "columns", "proofs", "digests", "signatures"]),
+    st.floats(0, 0.999), HOWS,
+)  # fmt: skip
+def test_a_mangled_list_is_not_signed(split: bool, field: str, at: float, how: str) -> None:
+    """By the one who is shown it; the others have their sum."""
+    run, changed = Run(consortium() if split else make()), []
+
+    def down(envelope: Envelope, message: Any) -> Any:
+        if not isinstance(message, Contributions) or envelope.to != "pisa":
+            return message
+        found = mangled(message, field, at, how)
+        changed.append(found != message)
+        return found
+
+    run.down = down
+    result = run.go()
+    assert isinstance(result, Aggregate)
+    assert list(result.sum) == expected(NAMES)
+    signed = any(isinstance(m, Signed) and e.sender == "pisa" for e, m in run.seen)
+    assert [signed] != changed
