@@ -203,7 +203,7 @@ def _public(modulus: bytes, base: bytes) -> PublicKey:
     n = int.from_bytes(modulus, "little")
     if not n:
         raise Invalid("modulus: expected a positive number")
-    return PublicKey(n, pow(int.from_bytes(base, "little"), n, n * n), KEY_BITS // 2)
+    return PublicKey(n, paillier.residue(int.from_bytes(base, "little"), n), KEY_BITS // 2)
 
 
 def _setup(session: Session, present: bytes, advertised: Sequence[Advertise]) -> bytes:

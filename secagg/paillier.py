@@ -180,8 +180,12 @@ def generate(
             break
     n = p * q
     x = _below(n, rng)
-    h = gmpy2.powmod(-x * x % n, n, n * n)
-    return PrivateKey(int(p), int(q), PublicKey(int(n), int(h), short))
+    return PrivateKey(int(p), int(q), PublicKey(int(n), residue(-x * x % n, n), short))
+
+
+def residue(root: int, n: int) -> int:
+    """The n-th residue modulo n^2 that has this root."""
+    return int(gmpy2.powmod(root, n, n * n))
 
 
 def _below(n: Any, rng: Rng) -> Any:

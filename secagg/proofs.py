@@ -217,21 +217,23 @@ def _coefficients(
 
 
 def combined(values: Sequence[int], exponents: Sequence[int], width: int, modulus: Any) -> Any:
-    """The product of values to exponents of `width` bytes: those with a byte in common are multiplied first.
+    """The product of values to exponents of `width` bytes: those with digits in common are multiplied first.
 
     Pippenger, "On the evaluation of powers and related problems", FOCS 1976.
     """
+    # A digit of b bits takes a product a value, and two for each digit that there is.
+    bits = min((1, 2, 4, 8), key=lambda b: (len(values) + (2 << b)) // b)
     total = mpz(1)
-    for shift in range(8 * width - 8, -1, -8):
-        buckets: list[Any] = [None] * 256
+    for shift in range(8 * width - bits, -1, -bits):
+        buckets: list[Any] = [None] * (1 << bits)
         for value, exponent in zip(values, exponents, strict=True):
-            byte = exponent >> shift & 255
-            buckets[byte] = mpz(value) if buckets[byte] is None else buckets[byte] * value % modulus
+            digit = exponent >> shift & (1 << bits) - 1
+            buckets[digit] = mpz(value) if buckets[digit] is None else buckets[digit] * value % modulus
         # The bucket of d is needed d times: as often as running products from the top pass by it.
         running, part = mpz(1), mpz(1)
         for bucket in reversed(buckets[1:]):
             if bucket is not None:
                 running = running * bucket % modulus
             part = part * running % modulus
-        total = reduce(lambda x, _: x * x % modulus, range(8), total) * part % modulus
+        total = reduce(lambda x, _: x * x % modulus, range(bits), total) * part % modulus
     return total

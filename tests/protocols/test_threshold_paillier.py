@@ -843,7 +843,7 @@ def sample(kind: type) -> Any:
     return home.Stop() if kind is home.Stop else next(m for _, m in run.seen if isinstance(m, kind))
 
 
-@settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.booleans(), st.sampled_from([Advertise, Contributed, Signed, Opened]), st.sampled_from(KINDS))
 def test_any_message_in_the_place_of_another_to_the_server(split: bool, wanted: type, kind: type) -> None:
     """Its sender is left out or not needed, and the sum is exact."""
@@ -857,7 +857,7 @@ def test_any_message_in_the_place_of_another_to_the_server(split: bool, wanted: 
     assert list(result.sum) == expected(result.included)
 
 
-@settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.booleans(), st.sampled_from([Keys, Contributions, Quorum]), st.sampled_from(KINDS))
 def test_any_message_in_the_place_of_another_to_a_client(split: bool, wanted: type, kind: type) -> None:
     """It stops, names the server, and has answered nothing."""
@@ -897,7 +897,7 @@ def mangled(message: Any, field: str, at: float, how: str) -> Any:
 HOWS = st.sampled_from(["flip", "zero", "high", "longer", "shorter", "turned", "twice", "swapped"])
 
 
-@settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.booleans(), st.sampled_from(["columns", "proofs"]), st.floats(0, 0.999), HOWS)
 def test_a_mangled_contribution_that_is_signed_anew_drops_its_sender(
     split: bool, field: str, at: float, how: str
@@ -921,7 +921,7 @@ def test_a_mangled_contribution_that_is_signed_anew_drops_its_sender(
     assert list(result.sum) == expected(result.included)
 
 
-@settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.booleans(), st.sampled_from(["included", "columns", "proofs", "digests", "signatures"]),
     st.floats(0, 0.999), HOWS,
