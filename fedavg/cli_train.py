@@ -23,7 +23,7 @@ from fedavg.round import Dropouts
 from fedavg.server import FedAvg
 from fedavg.train import LocalSGD
 from fedavg.turns import gain
-from protocols.graph import HONEST_BUT_CURIOUS
+from protocols.graph import HONEST_BUT_CURIOUS, SECAGG, THRESHOLD_PAILLIER
 from protocols.simulator import STAGES
 from protocols.wire import SERVER
 
@@ -49,8 +49,9 @@ _DEMO_DROPOUTS = {
 
 
 def demo(
-    seed: int, rounds: int, picture: Path, epsilon: float | None, delta: float, progress: Progress
-) -> None:
+    seed: int, rounds: int, protocol: str, picture: Path, epsilon: float | None, delta: float,
+    progress: Progress,
+) -> None:  # fmt: skip
     """`secagg demo`."""
     check_writable(picture)
     if epsilon is None:
@@ -59,23 +60,26 @@ def demo(
     model, part = make_model("logistic", data), partition(data, _CITIES, "dirichlet", 0.6, seed)
     # gamma = 0.3 gives t = floor(2n/3) + 1 = 7 of 10, so that any three may drop out in a round.
     agreed = {"threat_model": "malicious", "corrupted": 0.3, "dropout": 0.3, "task": "demo"}
+    agreed["protocol"] = protocol
+    masked = protocol == SECAGG  # else there are no shares of secrets to be dealt
+    dropouts = {
+        number: {name: stage if masked or stage != "shares" else "masked" for name, stage in gone.items()}
+        for number, gone in _DEMO_DROPOUTS.items()
+    }
     if epsilon is not None:
         private = PrivateSGD(model, rounds, RATES["logistic"], seed=None if is_default("seed") else seed)
-        found = _with_noise(
-            data, part, private, agreed, lambda _: _DEMO_DROPOUTS, epsilon, delta, seed, progress
-        )
+        found = _with_noise(data, part, private, agreed, lambda _: dropouts, epsilon, delta, seed, progress)
         title = f"Breast cancer, ten hospitals, malicious server; epsilon {epsilon:g} for every patient"
         pictures.private_curves(found, title, picture)
         _show_private(found, title)
     else:
         settings = FedAvg(model, LocalSGD(3, 16, 0.05), rounds, seed=seed, clipping_norm=6.0)
-        outcome = _compare(
-            data, settings, agreed, lambda _: _DEMO_DROPOUTS, part, len(_CITIES), seed, progress
-        )
+        outcome = _compare(data, settings, agreed, lambda _: dropouts, part, len(_CITIES), seed, progress)
         pictures.learning_curves(
             outcome, "Breast cancer, ten hospitals: secure and plain FedAvg coincide", picture
         )
-        _show(outcome, "Breast cancer, 10 hospitals, malicious server; 7 of 10 shares open a secret")
+        opens = "shares open a secret" if masked else "owners of keys open the sum"
+        _show(outcome, f"Breast cancer, 10 hospitals, malicious server; 7 of 10 {opens}")
     click.echo(f"\nLearning curves: {picture}")
 
 
@@ -96,7 +100,9 @@ def train(o: dict[str, Any], progress: Progress) -> None:
     agreed = {k: o[k] for k in ("protocol", "threat_model", "corrupted", "dropout")} | {"task": "train"}
     names = hospital_names(o["hospitals"])
     part = partition(data, names, o["partition"] or "dirichlet", o["alpha"], o["seed"])
-    stages = [s for s in STAGES if s != "signatures" or o["threat_model"] != HONEST_BUT_CURIOUS]
+    absent = {"signatures"} if o["threat_model"] == HONEST_BUT_CURIOUS else set()
+    absent |= {"shares"} if o["protocol"] == THRESHOLD_PAILLIER else set()
+    stages = [s for s in STAGES if s not in absent]
 
     def dropouts(found: list[str]) -> Dropouts:
         return random_dropouts(found, o["rounds"], o["dropping"], stages, o["seed"])
@@ -431,8 +437,8 @@ def _show_private(outcome: PrivateOutcome, title: str) -> None:
     if plan.turns > 1:
         said.append(f"In each round are those whose turn it is, one in {plan.turns}. {cancelling(plan)}")
     said.append(
-        f"Noise multiplier {plan.noise_multiplier:.3g}; {plan.bits} bits an entry; mean squared error "
-        f"{(plan.error / plan.central) ** 2:.4f} times that of Gaussian noise at a trusted server; "
+        f"Noise multiplier {plan.noise_multiplier:.3g}; planned for {plan.bits} bits an entry: mean squared "
+        f"error {(plan.error / plan.central) ** 2:.4f} times that of Gaussian noise at a trusted server, "
         f"{max(plan.wraps):.2g} entries of a sum expected to wrap."
     )
     done = [len(r.included) for r in outcome.rounds if r.aborted is None]

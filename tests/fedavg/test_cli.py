@@ -15,6 +15,7 @@ from fedavg.cli import cli
 from fedavg.cli_train import random_dropouts
 from fedavg.datasets import from_csv
 from fedavg.round import Dropouts
+from protocols import threshold_paillier
 from protocols.graph import parameters
 
 SAME = "0 (bit for bit the same)"
@@ -146,6 +147,15 @@ def test_demo_says_who_dropped_out(demonstrated: tuple[str, Path]) -> None:
 
 def test_demo_draws_a_picture(demonstrated: tuple[str, Path]) -> None:
     assert_png(demonstrated[1])
+
+
+def test_demo_under_keys_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threshold_paillier, "KEY_BITS", 2048)
+    picture = tmp_path / "curves.png"
+    output = works("demo", "--protocol", "threshold-paillier", "--rounds", 1, "--picture", picture)
+    assert "7 of 10 owners of keys open the sum" in " ".join(output.split())
+    assert "any parameter, 1 rounds: 0 (bit for bit the same)" in " ".join(output.split())
+    assert_png(picture)
 
 
 def test_demo_from_the_shell(tmp_path: Path) -> None:

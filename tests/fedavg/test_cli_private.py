@@ -14,6 +14,7 @@ from fedavg.cli import cli
 from fedavg.datasets import breast_cancer, diabetes, from_csv
 from fedavg.ledger import Ledger
 from fedavg.private import UNIT
+from protocols import threshold_paillier
 
 
 def secagg(*words: object) -> tuple[int, str]:
@@ -60,6 +61,19 @@ def test_the_demo_with_a_guarantee(tmp_path: Path) -> None:
     assert "of 7 to 10 hospitals" in printed
     assert "at most 3 of the hospitals leave out their noise" in printed
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_guarantee_under_keys_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The noise is the same, whatever protocol carries it."""
+    monkeypatch.setattr(threshold_paillier, "KEY_BITS", 2048)
+    scores = tmp_path / "scores.json"
+    works("train", "--protocol", "threshold-paillier", "--threat-model", "malicious", "--epsilon", 8,
+          "--hospitals", 4, "--rounds", 4, "--dropout", 0.25, "--dropping", 0.25, "--seed", 2,
+          "--json", scores, "--picture", tmp_path / "p.png")  # fmt: skip
+    found = json.loads(scores.read_text())
+    assert len(found["with_noise"]) == 4
+    assert found["with_noise"][-1]["accuracy"] > 0.8
+    assert found["spent"] > 7.9
 
 
 def test_train_with_a_guarantee_writes_what_was_asked(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from fedavg.adapters.flower.records import RECORD
 from fedavg.adapters.opening import Opening
 from fedavg.ledger import Ledger
 from fedavg.statistics import Count, to_bytes
+from protocols import threshold_paillier
 from protocols.errors import Aborted, LocalError
 
 NOISE = {
@@ -74,6 +75,21 @@ def test_a_round_with_noise_of_the_planned_size(flower: Any) -> None:
 
 def opened(message: Message) -> Opening:
     return Opening.from_bytes_checked(bytes(message.content.config_records[RECORD]["opening"]))  # type: ignore[arg-type]
+
+
+def test_noise_under_keys_of_their_own(flower: Any, sites: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same plan with threshold Paillier; one node vanishes, and no noise with it."""
+    monkeypatch.setattr(threshold_paillier, "KEY_BITS", 2048)
+    config = NOISE | {"secagg-protocol": "threshold-paillier", "secagg-corrupted": 0.2, "secagg-dropout": 0.2}
+    play = flower.Play(pushing(), 5, config=config, folder=sites())
+    play.grid.fault = lambda node, count, message: "silent" if (node, count) == (play.nodes[0], 2) else None
+    found = mean(play.train(zeros()))
+    assert play.secure.ledger.releases[-1].included == 4
+    plan = opened(next(m for _, m in play.grid.sent if "opening" in m.content[RECORD])).plan
+    assert plan is not None
+    honest = 4 - plan.colluding
+    least = np.sqrt(plan.variance * 4 / honest) / plan.scale / 4
+    assert np.sqrt(((found - 0.01) ** 2).mean()) == pytest.approx(least, rel=0.1)
 
 
 def test_a_site_stops_when_its_privacy_is_spent(flower: Any) -> None:
