@@ -44,5 +44,5 @@ def prv(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """All benchmarks, peers beside them: some minutes; with `-- --full`, as published."""
-    session.install("-q", "-e", ".[flower,demo]")
+    session.install("-q", "-e", ".[flower,demo,phe]", "tenseal", "openfhe")
     session.run("python", "benchmarks/run.py", *session.posargs)

@@ -1,11 +1,12 @@
 """All benchmarks, one after the other, and the page about them.
 
     nox -s benchmarks                 the small edition, some minutes
-    nox -s benchmarks -- --full       as published, about two hours; writes RESULTS.md and results/
+    nox -s benchmarks -- --full       as published, about three hours; writes RESULTS.md and results/
 
 Without nox: `python benchmarks/run.py [--full | --tiny]`, where the package is installed with its extras
-`demo` and `flower`; without Flower its part is left out. `--only` runs some parts and takes the others from
-`results/`; `--into` writes the page, its figures and its pictures to another directory, in any edition.
+`demo`, `flower` and `phe`, and TenSEAL; a part whose peer is not installed is left out. `--only` runs some
+parts and takes the others from `results/`; `--into` writes the page, its figures and its pictures to another
+directory, in any edition.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 from plots import draw
 from record import HERE, taken_on, write_results
 
-PARTS = ("limit", "peers", "noise", "model", "growth")
+PARTS = ("limit", "peers", "paillier", "noise", "model", "growth")
+NEEDS = {"peers": "flwr", "paillier": "phe"}
 
 HEAD = """\
 # What secure aggregation costs here
@@ -48,12 +50,13 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="where to write; benchmarks/ if --full, else nowhere")
     options = parser.parse_args()
     into = HERE if options.into is None and options.edition == "full" else options.into
-    if into == HERE and find_spec("flwr") is None:
-        parser.error("the page has a part about Flower, which is not installed: use --into for another place")
+    missing = {part: package for part, package in NEEDS.items() if find_spec(package) is None}
+    if into == HERE and missing:
+        parser.error(f"not installed: {', '.join(missing.values())}; use --into for another place")
     found: dict[str, Any] = {}
     for part in PARTS:
-        if part == "peers" and find_spec("flwr") is None:
-            print("peers: left out, the extra flower is not installed", flush=True)
+        if part in missing:
+            print(f"{part}: left out, {missing[part]} is not installed", flush=True)
             continue
         kept = HERE / "results" / f"{part}.json"
         if options.only and part not in options.only:

@@ -21,7 +21,10 @@ def tiny(part: str, into: Path) -> tuple[dict[str, Any], list[str]]:
     found = json.loads((into / "results" / f"{part}.json").read_text())
     assert {"cpu", "commit", "numpy"} <= found["machine"].keys()
     page = (into / "RESULTS.md").read_text()
-    headings = {"limit": "To the limit", "noise": "Noise", "growth": "Growth", "model": "The cost model"}
+    headings = {
+        "limit": "To the limit", "noise": "Noise", "growth": "Growth", "model": "The cost model",
+        "paillier": "Paillier",
+    }  # fmt: skip
     (section,) = [text for text in page.split("\n## ") if text.startswith(headings[part])]
     return found, section.splitlines()
 
@@ -53,6 +56,20 @@ def test_noise(tmp_path: Path) -> None:
     assert all(row["p"] > 1e-4 for row in found["fit"])
     rows = sum(len(found[part]) for part in ("samplers", "fit", "errors", "dropouts"))
     assert sum(line.startswith("| ") for line in lines) == rows + 4
+
+
+def test_paillier(tmp_path: Path) -> None:
+    found, lines = tiny("paillier", tmp_path)
+    one = found["one_key"]
+    assert len(one["encrypt"]) == len(one["unit"]) == len(one["phe_encrypt"])
+    assert one["ciphertexts"] * one["lane"] < 2 * one["bits"] * one["ciphertexts"]
+    assert min(one["phe_encrypt"]) > 10 * min(one["encrypt"])  # one by one, whatever else the machine does
+    assert len(found["safe_primes"]["ours"]) == len(found["safe_primes"]["theirs"])
+    assert [row["work"] for row in found["sessions"]][:2] == ["secagg", "threshold-paillier"]
+    assert all(row.keys() >= STATED for row in found["sessions"])
+    tables = 1 + 1 + 1 + any(name in found["lattices"] for name in ("TenSEAL", "OpenFHE"))
+    rows = 7 + 3 + 3 + sum(name in found["lattices"] for name in ("TenSEAL", "OpenFHE"))
+    assert sum(line.startswith("| ") for line in lines) == rows + tables
 
 
 def test_growth(tmp_path: Path) -> None:
