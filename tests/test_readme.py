@@ -29,12 +29,12 @@ def test_python_blocks_run(
     readme: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert readme.run_python(README) == 5
+    assert readme.run_python(README) == 7
     assert "[22 26 30]" in capsys.readouterr().out
 
 
 def test_commands_run(readme: ModuleType, tmp_path: Path) -> None:
-    assert readme.run_commands(README, tmp_path, ROOT) == 9
+    assert readme.run_commands(README, tmp_path, ROOT) == 10
 
 
 def test_a_broken_block_would_fail(readme: ModuleType) -> None:
