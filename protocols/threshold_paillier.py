@@ -29,9 +29,10 @@ the seeds of what may be too much (`protocols.xnoise`). Once the list is signed 
 and they are opened with the sum. Values are moved up so far that none is negative: a sum of remainders would
 tell how many were.
 
-What it does not protect against: an included client whose shares are on no polynomial, which with more than
-t openings makes a round without a sum, and is not named; vectors, or seeds, that are lies; t colluding
-owners; the dealer of a consortium's key; a server that refuses service.
+What it does not protect against: an included client whose shares are on no polynomial, or whose plaintexts
+are more than lanes hold, which makes a round without a sum and is not named (with exactly t openings, shares
+on no polynomial make a wrong one); vectors, or seeds, that are lies; t colluding owners; the dealer of a
+consortium's key; a server that refuses service.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from typing import Any
 
 import numpy as np
 
-from protocols.errors import Fault, Infeasible, RemoteError
+from protocols.errors import Fault, RemoteError
 from protocols.machine import (
     Abort,
     ClientMachine,
@@ -830,7 +831,6 @@ def client(
     share: KeyShare | None, snapshot: tuple[bytes | None, bytes | None] | None = None,
 ) -> ClientMachine:  # fmt: skip
     """A client machine; see `Session.client`."""
-    _check_room(session)
     context = ClientContext(session, index, identity, policy, rng, share)
     start = AwaitStart()
     return ClientMachine(session, index, _CLIENT_RULES, context, start, identity.public, journal, snapshot)
@@ -841,17 +841,7 @@ def server(
     snapshot: tuple[bytes | None, bytes | None] | None = None,
 ) -> ServerMachine:  # fmt: skip
     """The server machine; see `Session.server`."""
-    _check_room(session)
     start: State = GatherKeys()
     if session.consortium is not None:
         start = GatherContributions(_setup(session, _all(session), []), _all(session), [])
     return ServerMachine(session, _SERVER_RULES, ServerContext(session), start, journal, snapshot)
-
-
-def _check_room(session: Session) -> None:
-    """Before anything is sent, that sums fit the lanes, and shares the moduli."""
-    try:
-        lanes = _setting(session, _all(session), []).lanes
-    except ValueError as error:
-        raise Infeasible(str(error)) from None
-    assert lanes.width <= max(8, session.ring.bits)

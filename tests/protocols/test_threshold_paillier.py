@@ -794,6 +794,17 @@ def test_no_noise_is_beyond_its_reach(variance: float) -> None:
     assert shape.reach <= 12 * math.sqrt(variance) + 50
 
 
+def test_noise_beyond_its_reach_does_not_leave_its_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has a chance of 2^-100: it is cut, or it would be in the next value."""
+    monkeypatch.setattr(Levels, "reach", property(lambda _: 3))
+    run, _ = play(consortium, monkeypatch, {"york": Contributed})
+    assert run.session.levels is not None
+    assert run.session.levels.excess(4) == ()
+    result = run.server.result
+    assert isinstance(result, Aggregate)
+    assert (np.abs(result.sum - expected(result.included)) <= 4 * 3).all()
+
+
 def test_a_seed_that_is_none_leaves_its_noise_in_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     """And names who dealt it; the others' is taken out."""
     true = home._plaintexts
