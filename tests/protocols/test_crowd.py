@@ -20,6 +20,8 @@ from protocols.errors import Aborted, LocalError
 from protocols.machine import Answered
 from protocols.session import Session
 from protocols.simulator import STAGES, Corrupt, Delay, Drop, Duplicate, Reorder, Replay, Simulation, simulate
+from secagg.consortium import deal
+from secagg.randomness import seeded
 
 
 class Frozen(Here):
@@ -137,6 +139,17 @@ def test_a_process_that_ends_is_told_of_in_a_line() -> None:
     vectors = {"a": Fatal([1]), "b": [2], "c": [3]}
     with pytest.raises(LocalError, match="workers: a process ended by itself"):
         simulate(vectors, bound=10, engine=Processes(1))
+
+
+def test_shares_of_a_consortiums_key_are_at_hand_wherever_a_chunk_is() -> None:
+    key, shares = deal(4, 3, 2048, seeded(b"a consortium"))
+    agreed: dict[str, Any] = {
+        "protocol": "threshold-paillier", "threat_model": "malicious", "consortium": key, "shares": shares,
+    }  # fmt: skip
+    same(
+        simulate(4, dim=3, bound=100, seed=1, **agreed),
+        simulate(4, dim=3, bound=100, seed=1, engine=Frozen(2), **agreed),
+    )
 
 
 def test_a_frozen_chunk_of_another_crowd_does_not_thaw() -> None:
