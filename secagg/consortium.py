@@ -54,6 +54,9 @@ class Consortium:
     checks: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        numbers = (self.threshold, self.base, *self.checks)
+        if not all(isinstance(v, int) and not isinstance(v, bool) for v in numbers):
+            raise Invalid("consortium: expected integers")
         if not 1 <= self.threshold <= self.owners <= MOST_OWNERS:
             raise Invalid(
                 f"consortium: expected a threshold from 1 to {self.owners} (the owners, at most "
@@ -101,9 +104,15 @@ class KeyShare:
     place: int
     secret: int = field(repr=False)
 
+    def __post_init__(self) -> None:
+        if not all(isinstance(v, int) and not isinstance(v, bool) for v in (self.place, self.secret)):
+            raise Invalid("share: expected integers")
+        if not 0 <= self.place < MOST_OWNERS or not 0 < self.secret < 1 << 2 * MOST_BITS:
+            raise Invalid(f"share: expected a place from 0 to {MOST_OWNERS - 1} and a positive number")
+
     def check(self, key: Consortium) -> None:
         """`Invalid` unless it is a share of this key."""
-        if not 0 <= self.place < key.owners:
+        if self.place >= key.owners:
             raise Invalid(f"share: expected a place from 0 to {key.owners - 1}, got {self.place}")
         made = gmpy2.powmod_sec(key.base, key._delta * self.secret, key.public.square)
         if made != key.checks[self.place]:
@@ -117,8 +126,6 @@ class KeyShare:
     def unpack(cls, data: bytes) -> KeyShare:
         """What `pack` gave; `Invalid` for anything else."""
         place, secret = _numbers(data, 2, "share", 2)
-        if not 0 < secret < 1 << 2 * MOST_BITS:
-            raise Invalid("share: expected a positive number")
         return cls(place, secret)
 
 

@@ -172,6 +172,14 @@ def test_a_share_of_another_key_or_place_is_refused() -> None:
         others[0].check(KEY)
 
 
+@pytest.mark.parametrize(
+    ("place", "secret"), [(-1, 5), (256, 5), (0, 0), (0, -5), (0.0, 5), (0, None), (True, 5)]
+)
+def test_shares_that_are_none(place: Any, secret: Any) -> None:
+    with pytest.raises(Invalid, match="share: expected"):
+        KeyShare(place, secret)
+
+
 def test_a_share_is_not_shown() -> None:
     assert str(SHARES[0].secret) not in repr(SHARES[0])
 
@@ -191,7 +199,8 @@ def test_bytes_that_are_no_share(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"threshold": 0}, "threshold from 1 to 5"), ({"threshold": 6}, "threshold from 1 to 5"),
+        ({"threshold": 0}, "threshold from 1 to 5"), ({"threshold": 2.0}, "expected integers"),
+        ({"checks": (None,) * 5}, "expected integers"), ({"threshold": 6}, "threshold from 1 to 5"),
         ({"checks": ()}, "threshold from 1 to 0"), ({"base": 0}, "from 1 to n"),
         ({"base": N}, "in common"), ({"checks": (0, *KEY.checks[1:])}, "from 1 to n"),
         ({"public": PublicKey(N)}, "base of randomisers"),
