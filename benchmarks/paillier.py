@@ -316,8 +316,8 @@ def report(found: dict[str, Any]) -> list[str]:
         f"One key of {o['bits']} bits, {o['dim']:,} values of {o['values']} bits, sums of {o['hospitals']}: "
         f"lanes of {o['lane']} bits in",
         f"{o['ciphertexts']:,} ciphertexts. CPU seconds on one core, least of the repeats, in turn.",
-        f"phe (with gmpy2) is measured on {o['phe_values']} values and scaled. A multiplication is one of two "
-        "ciphertexts modulo n^2.",
+        f"phe (with gmpy2) is measured on {o['phe_values']} values and scaled. A multiplication is one of "
+        "two ciphertexts modulo n^2.",
         "",
         *_of_one_key(o, best),
         "",
@@ -368,7 +368,8 @@ def _of_sharing(c: dict[str, Any], d: dict[str, Any]) -> list[str]:
         f"| {_judged(times, 1.1, d['at_most'])} |",
         f"| no dealer: bytes with proofs, likewise | {_judged(size, 1.1, d['at_most'])} |",
         "",
-        f"With a consortium's key an owner takes {each * 1e3:.1f} ms a ciphertext, {c['partial']:.1f} s in all,",
+        f"With a consortium's key an owner takes {each * 1e3:.1f} ms a ciphertext, {c['partial']:.1f} s in "
+        "all,",
         f"for its part in opening the vector; to check that takes {c['check']:.2f} s, to combine "
         f"{c['combine']:.2f} s.",
         f"The proof has {c['proof_bytes']:,} bytes. To deal the key took {c['deal']:.1f} s.",

@@ -641,11 +641,15 @@ def test_costs_of_this_protocol_are_not_predicted() -> None:
 # ---------------------------------------------------------------------------------- a consortium's key
 
 
-def test_ciphertexts_of_an_earlier_round_are_refused() -> None:
-    """The key is the same, and what the victim sent then could be opened now, in another's name."""
+@pytest.mark.parametrize("whose", ["graz", "pisa"])
+def test_ciphertexts_of_an_earlier_round_are_refused(whose: str) -> None:
+    """The key is the same, and what a victim sent then could be opened now, in another's name.
+
+    Of graz, who has another place; or of who had the place that the server's client, pisa, has now.
+    """
     first = Run(consortium())
     assert isinstance(first.go(), Aggregate)
-    then = first.message(Contributed, "graz")
+    then = first.message(Contributed, whose)
     run = Run(consortium(round=1))
 
     def up(envelope: Envelope, message: Any) -> Any:
