@@ -31,10 +31,12 @@ from record import MALICIOUS, Edition, gone_of, machine
 
 from protocols import threshold_paillier
 from protocols.errors import Aborted
+from protocols.graph import parameters
 from protocols.simulator import simulate
 from secagg import consortium, primes, proofs
 from secagg.dealing import Sharing
-from secagg.paillier import SAFE_SHORT, Encryptor, Lanes, PrivateKey, PublicKey, add, generate
+from secagg.lanes import Lanes
+from secagg.paillier import SAFE_SHORT, Encryptor, PrivateKey, PublicKey, add, generate
 from secagg.randomness import seeded
 
 HOSPITALS, VALUE_BITS = 10, 16
@@ -236,10 +238,8 @@ def no_dealer(edition: Edition) -> dict[str, Any]:
     size = 0
     for key, integers in zip(keys, dealt, strict=True):
         encryptor = Encryptor(key.public, rows)
-        seconds, made = timed(_opened, encryptor, integers)
+        seconds, (ciphertexts, openings) = timed(encryptor.encrypt_openly, integers)
         encrypt += seconds
-        ciphertexts = [c for c, _ in made]
-        openings = [(int(m), int(r)) for m, (_, r) in zip(integers, made, strict=True)]
         seconds, proof = timed(proofs.prove_plaintexts, key.public, ciphertexts, openings, b"benchmark")
         prove += seconds
         check += timed(proofs.check_plaintexts, key.public, ciphertexts, proof, b"benchmark")[0]
@@ -251,10 +251,6 @@ def no_dealer(edition: Edition) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _opened(encryptor: Encryptor, integers: list[Any]) -> list[Any]:
-    return list(encryptor.encrypt_openly(integers))
-
-
 def sessions(edition: Edition) -> list[dict[str, Any]]:
     """Whole sessions of ten hospitals, two of whom drop out, by protocol."""
     dim, found = {"tiny": 100, "small": 1000, "full": 100_000}[edition], []
@@ -262,7 +258,8 @@ def sessions(edition: Edition) -> list[dict[str, Any]]:
     agreed: dict[str, Any] = {"threat_model": MALICIOUS, "corrupted": 0.2, "dropout": 0.2}
     gone = gone_of(n, 0.2)
     threshold_paillier.KEY_BITS = _bits(edition)
-    key, shares = consortium.deal(n, (n + int(0.2 * n)) // 2 + 1, _bits(edition), seeded(b"deal"))
+    threshold = parameters(n, 0.2, 0.2, "threshold-paillier", MALICIOUS).threshold
+    key, shares = consortium.deal(n, threshold, _bits(edition), seeded(b"deal"))
     for work, more in (
         ("secagg", {"protocol": "secagg"}), ("threshold-paillier", {"protocol": "threshold-paillier"}),
         ("threshold-paillier, consortium's key",
@@ -416,9 +413,9 @@ def _of_lattices(found: dict[str, Any], ours: dict[str, float], value: float) ->
     lines += [
         "",
         "What they give up: several times the bytes; in CKKS exactness, so that a sum cannot be checked bit",
-        "for bit; and in the first of them everything once the server and one client talk, as all clients",
-        "have the one key. Neither proves that a sender knows what is in its ciphertexts, which is what",
-        "keeps a server with one client from submitting a victim's again.",
+        "for bit; and as NVFlare uses it everything once the server and one client talk, as all clients have",
+        "the one key. Neither proves that a sender knows what is in its ciphertexts, which is what keeps a",
+        "server with one client from submitting a victim's again.",
     ]
     if "OpenFHE" in found:
         lines.append(f"(OpenFHE {found['OpenFHE']['version']} on Python {found['OpenFHE']['python']}.)")

@@ -13,14 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from fedavg.cli_output import check_writable, write_json
-
-if TYPE_CHECKING:
-    pass
 
 _THREATS = ("honest-but-curious", "semi-malicious", "malicious")
 _PROTOCOLS = ("secagg", "secagg+", "threshold-paillier")

@@ -208,7 +208,7 @@ class Session:
         bits = checked_integer("bits", bits, MIN_BITS, MAX_BITS)
         if self.protocol != THRESHOLD_PAILLIER:
             return bits
-        needed = (2 * len(self.names) * (self.bound - 1 + levels.reach)).bit_length()
+        needed = levels.bits(self.bound, len(self.names))
         if needed > MAX_BITS:
             raise Infeasible(
                 f"bound {self.bound} with this noise needs {needed} bits, {MAX_BITS} are available"
@@ -378,6 +378,10 @@ class Session:
             raise LocalError("share: expected one if, and only if, the session has a consortium's key")
         if share is None or self.consortium is None:
             return
+        from secagg.consortium import KeyShare
+
+        if not isinstance(share, KeyShare):
+            raise LocalError(f"share: expected a KeyShare, got {type(share).__name__}")
         if share.place != index:
             raise LocalError(f"share: expected that of place {index} in the roster, got place {share.place}")
         try:

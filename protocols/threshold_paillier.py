@@ -37,7 +37,6 @@ consortium's key; a server that refuses service.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -60,13 +59,14 @@ from protocols.machine import (
 from protocols.session import Policy, Session
 from protocols.wire import Codec, Message, bitmap, members, pieces, place_bytes
 from protocols.xnoise import noise_seed
-from secagg import consortium, keys, paillier, proofs
+from secagg import keys, paillier, proofs
 from secagg.consortium import KeyShare
-from secagg.dealing import Sharing
 from secagg.invalid import Invalid, exact_length
 from secagg.keys import Identity
 from secagg.labels import Label, bind, digest
-from secagg.paillier import Encryptor, Lanes, PrivateKey, PublicKey
+from secagg.lanes import Lanes
+from secagg.owners import OneKey, Owners, OwnKeys, numbers
+from secagg.paillier import Encryptor, PrivateKey, PublicKey
 from secagg.randomness import Rng, seeded
 from secagg.ring import Ring, Vector
 
@@ -134,9 +134,9 @@ class Quorum(Message, frozen=True, tag=6):
 
 
 class Opened(Message, frozen=True, tag=7):
-    """Openings, up: what the sender made of each ciphertext that is opened, and the proof."""
+    """Openings, up: the sender's part in opening the ciphertexts that it signed for, and the proof."""
 
-    values: bytes
+    part: bytes
     proof: bytes
 
 
@@ -155,10 +155,12 @@ def longest_message(session: Session) -> int:
     """The longest body of any message of a session."""
     n = len(session.names)
     setting = _setting(session, _all(session), [])  # with all owners a plaintext holds least
-    advertised = 13 * _modulus_bytes() + keys.SIGNATURE_BYTES + 256
-    size, short = setting.sizes
-    column = setting.count * size + proofs.proof_bytes(size, short, setting.count)
-    return 8192 + n * (advertised + column + n * _DIGEST_BYTES + keys.SIGNATURE_BYTES + 64)
+    size, bits = setting.owners.ciphertext_bytes, setting.owners.randomiser_bits
+    # A modulus, a base, the numbers of a proof, and more than enough for what stands between fields.
+    advertised = (2 + proofs.TIMES) * _modulus_bytes() + keys.SIGNATURE_BYTES + 512
+    column = setting.count * size + proofs.proof_bytes(size, bits, setting.count)
+    # The proof of a part in opening under a consortium's key is shorter than two ciphertexts.
+    return 8192 + 2 * size + n * (advertised + column + n * _DIGEST_BYTES + keys.SIGNATURE_BYTES + 64)
 
 
 def _all(session: Session) -> bytes:
@@ -190,20 +192,19 @@ def _sound_key(modulus: bytes, base: bytes, proof: bytes, owner: bytes) -> Publi
     size = _modulus_bytes()
     exact_length("modulus", modulus, size)
     exact_length("base", base, size)
-    if len(proof) % size:
-        raise Invalid("proof of a key: expected numbers of the modulus's length")
+    exact_length("proof of a key", proof, proofs.TIMES * size)
+    if not 0 < int.from_bytes(base, "little") < int.from_bytes(modulus, "little"):
+        raise Invalid("base: expected a root below the modulus")  # or it had two encodings
     public = _public(modulus, base)
     if public.bits != KEY_BITS:
         raise Invalid(f"modulus: expected {KEY_BITS} bits, got {public.bits}")
-    proofs.check_key(public, _numbers(proof, size), owner)
+    proofs.check_key(public, numbers(proof, size), owner)
     return public
 
 
 @lru_cache(maxsize=256)
 def _public(modulus: bytes, base: bytes) -> PublicKey:
     n = int.from_bytes(modulus, "little")
-    if not n:
-        raise Invalid("modulus: expected a positive number")
     return PublicKey(n, paillier.residue(int.from_bytes(base, "little"), n), KEY_BITS // 2)
 
 
@@ -231,68 +232,34 @@ def _context(setup: bytes, sender: int, column: int) -> bytes:
 
 
 def _opening(statement: bytes, owner: int) -> bytes:
+    """What a part in an opening is bound to."""
     return bind(Label.OPENING_PROOF, statement, place_bytes(owner))
 
 
-def _check_column(public: PublicKey, count: int, column: bytes, proof: bytes, context: bytes) -> list[Any]:
-    """The ciphertexts of a column whose sender knows what is in them; else `Invalid`."""
-    ciphertexts = public.unpack(column, count)
-    known = proofs.PlaintextProof.unpack(public, count, proof)
-    proofs.check_plaintexts(public, ciphertexts, known, context)
-    return ciphertexts
-
-
-def _numbers(data: bytes, size: int) -> list[int]:
-    return [int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)]
-
-
-def _joined(numbers: Sequence[int], size: int) -> bytes:
-    return b"".join(int(v).to_bytes(size, "little") for v in numbers)
-
-
-# ------------------------------------------------------------------------------------- the two settings
+# ------------------------------------------------------------------------------- what is contributed
 
 Pair = tuple[bytes, bytes]
 """An owner's modulus and the root of its base."""
 
 
 @dataclass(frozen=True)
-class Setting(ABC):
-    """How a contribution is encrypted and a list of them opened. `publics` are the keys, one a column."""
+class Setting:
+    """Who owns keys in a session, by position in the roster, and what contributions look like then."""
 
     session: Session
-    owners: tuple[int, ...]
-    publics: tuple[PublicKey, ...]
+    present: tuple[int, ...]
+    owners: Owners
 
     @property
-    @abstractmethod
     def lanes(self) -> Lanes:
         """How values share plaintexts."""
+        return self.owners.lanes(self.session.bound if self.session.levels is None else 2 * self.offset + 1)
 
     @property
-    @abstractmethod
-    def sizes(self) -> tuple[int, int]:
-        """Bytes of a ciphertext, and bits of a randomiser."""
-
-    @abstractmethod
-    def column(self, owner: int) -> int:
-        """Which column an owner opens."""
-
-    @abstractmethod
-    def columns(self, plaintexts: Sequence[int], rng: Rng) -> list[list[Any]]:
-        """What is encrypted under each key."""
-
-    @abstractmethod
-    def open(self, context: ClientContext, state: AwaitQuorum) -> Opened:
-        """This owner's part in opening the ciphertexts that it signed for."""
-
-    @abstractmethod
-    def check(self, owner: int, ciphertexts: list[int], message: Opened, where: bytes) -> None:
-        """`Invalid` unless an opening is right."""
-
-    @abstractmethod
-    def combine(self, gathered: Mapping[int, Opened]) -> list[int]:
-        """The plaintexts, from checked openings of at least a threshold; `Invalid` if they do not agree."""
+    def offset(self) -> int:
+        """Added to every value, so that none is negative whatever its noise."""
+        levels = self.session.levels
+        return 0 if levels is None else levels.offset(self.session.bound)
 
     @property
     def rows(self) -> int:
@@ -304,20 +271,17 @@ class Setting(ABC):
         """Ciphertexts of a column: of the vector, and of each seed of noise that may be too much."""
         return self.rows + (0 if self.session.levels is None else self.session.levels.count)
 
-    @property
-    def offset(self) -> int:
-        """Added to every value, so that none is negative whatever its noise."""
-        levels = self.session.levels
-        return 0 if levels is None else self.session.bound - 1 + levels.reach
+    def place(self, position: int) -> int:
+        """Of an owner among those that are present."""
+        return self.present.index(position)
 
-    @property
-    def bound(self) -> int:
-        """Values are below it."""
-        return self.session.bound if self.session.levels is None else 2 * self.offset + 1
+    def column(self, position: int) -> int:
+        """The one that an owner opens."""
+        return self.owners.column(self.place(position))
 
     def check_column(self, sender: int, column: int, data: bytes, proof: bytes, setup: bytes) -> list[Any]:
         """The ciphertexts of a column whose sender knows what is in them; else `Invalid`."""
-        public = self.publics[column]
+        public = self.owners.publics[column]
         ciphertexts = public.unpack(data, self.count)
         known = proofs.PlaintextProof.unpack(public, self.count, proof)
         proofs.check_plaintexts(public, ciphertexts, known, _context(setup, sender, column))
@@ -325,7 +289,7 @@ class Setting(ABC):
 
     def to_open(self, column: int, contributions: Sequence[Sequence[Any]]) -> bytes:
         """What is opened of a column of all contributions: the sums, and each one's seeds of excess noise."""
-        public, rows = self.publics[column], self.rows
+        public, rows = self.owners.publics[column], self.rows
         found = paillier.add(public, [c[:rows] for c in contributions])
         found += [c[rows + i] for c in contributions for i in self.excess(len(contributions))]
         return public.pack(found)
@@ -335,93 +299,13 @@ class Setting(ABC):
         return () if self.session.levels is None else self.session.levels.excess(included)
 
 
-class OwnKeys(Setting):
-    """Each owner has its own key, and its own column of every contribution: of shares."""
-
-    @property
-    def sharing(self) -> Sharing:
-        """Among the owners, who all may contribute."""
-        return Sharing(len(self.owners), self.session.parameters.threshold, len(self.owners), KEY_BITS)
-
-    @property
-    def lanes(self) -> Lanes:
-        return self.sharing.lanes(self.bound)
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        return 2 * _modulus_bytes(), KEY_BITS // 2
-
-    def column(self, owner: int) -> int:
-        return self.owners.index(owner)
-
-    def columns(self, plaintexts: Sequence[int], rng: Rng) -> list[list[Any]]:
-        return self.sharing.deal(plaintexts, rng)
-
-    def open(self, context: ClientContext, state: AwaitQuorum) -> Opened:
-        p, q = (int.from_bytes(prime, "little") for prime in state.primes)
-        key = PrivateKey(p, q, self.publics[self.column(context.index)])
-        found = proofs.prove_openings(key, _numbers(state.sums, key.public.ciphertext_bytes))
-        plaintexts, roots = (_joined(values, _modulus_bytes()) for values in found)
-        return Opened(plaintexts, roots)
-
-    def check(self, owner: int, ciphertexts: list[int], message: Opened, where: bytes) -> None:
-        size = _modulus_bytes()
-        exact_length("plaintexts", message.values, len(ciphertexts) * size)
-        exact_length("roots", message.proof, len(ciphertexts) * size)
-        plaintexts, roots = _numbers(message.values, size), _numbers(message.proof, size)
-        proofs.check_openings(self.publics[self.column(owner)], ciphertexts, plaintexts, roots, where)
-
-    def combine(self, gathered: Mapping[int, Opened]) -> list[int]:
-        opened = {self.column(i): _numbers(m.values, _modulus_bytes()) for i, m in gathered.items()}
-        return self.sharing.combine(opened)
-
-
-class OneKey(Setting):
-    """The consortium's key: one column, in which every owner has a part."""
-
-    @property
-    def key(self) -> consortium.Consortium:
-        """The session's."""
-        assert self.session.consortium is not None
-        return self.session.consortium
-
-    @property
-    def lanes(self) -> Lanes:
-        return Lanes.fitting(self.key.public.bits - 1, self.bound, len(self.owners))
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        return self.key.public.ciphertext_bytes, self.key.public.short
-
-    def column(self, owner: int) -> int:
-        return 0
-
-    def columns(self, plaintexts: Sequence[int], rng: Rng) -> list[list[Any]]:
-        return [list(plaintexts)]
-
-    def open(self, context: ClientContext, state: AwaitQuorum) -> Opened:
-        assert context.share is not None
-        size, where = self.key.public.ciphertext_bytes, _opening(state.statement, context.index)
-        found = _numbers(state.sums, size)
-        partials, proof = consortium.decrypt_partly(self.key, context.share, found, where, context.rng)
-        return Opened(_joined(partials, size), proof.pack(self.key))
-
-    def check(self, owner: int, ciphertexts: list[int], message: Opened, where: bytes) -> None:
-        partials = self.key.public.unpack(message.values, len(ciphertexts))
-        proof = consortium.Proof.unpack(self.key, message.proof)
-        consortium.check_partials(self.key, owner, ciphertexts, partials, proof, where)
-
-    def combine(self, gathered: Mapping[int, Opened]) -> list[int]:
-        size = self.key.public.ciphertext_bytes
-        return consortium.combine(self.key, {i: _numbers(m.values, size) for i, m in gathered.items()})
-
-
 def _setting(session: Session, present: bytes, pairs: Sequence[Pair]) -> Setting:
     """That of a session, among the owners that are present, with their keys if they have any."""
-    owners = members(present, len(session.names))
+    there = members(present, len(session.names))
     if session.consortium is not None:
-        return OneKey(session, owners, (session.consortium.public,))
-    return OwnKeys(session, owners, tuple(_public(*pair) for pair in pairs))
+        return Setting(session, there, OneKey(session.consortium))
+    publics = tuple(_public(*pair) for pair in pairs)
+    return Setting(session, there, OwnKeys(len(there), session.parameters.threshold, KEY_BITS, publics))
 
 
 # --------------------------------------------------------------------------------------- client: states
@@ -460,12 +344,12 @@ class AwaitList(State, frozen=True):
 
 
 class AwaitQuorum(State, frozen=True):
-    """Signed `statement`, a list of `included`, and no other, ever. `sums` are this owner's ciphertexts."""
+    """Signed `statement`, a list of `included`, and no other, ever. `to_open`: this owner's ciphertexts."""
 
     primes: tuple[bytes, bytes]
     present: bytes
     keys: list[Pair]
-    sums: bytes
+    to_open: bytes
     statement: bytes
     included: bytes
 
@@ -541,12 +425,9 @@ def contribute(context: ClientContext, state: AwaitInput, event: Input) -> tuple
     rng = seeded(state.entropy, b"deal", state.setup)
     columns, known = [], []
     plaintexts = _plaintexts(setting, event.vector, rng)
-    for column, (public, integers) in enumerate(
-        zip(setting.publics, setting.columns(plaintexts, rng), strict=True)
-    ):
-        made = list(Encryptor(public, len(integers)).encrypt_openly(integers, rng))
-        ciphertexts = [c for c, _ in made]
-        openings = [(int(m), int(r)) for m, (_, r) in zip(integers, made, strict=True)]
+    for column, integers in enumerate(setting.owners.divide(plaintexts, rng)):
+        public = setting.owners.publics[column]
+        ciphertexts, openings = Encryptor(public, len(integers)).encrypt_openly(integers, rng)
         where = _context(state.setup, index, column)
         proof = proofs.prove_plaintexts(public, ciphertexts, openings, where, rng)
         columns.append(public.pack(ciphertexts))
@@ -578,10 +459,10 @@ def sign_list(context: ClientContext, state: AwaitList, message: Contributions) 
     session, index = context.session, context.index
     setting = _setting(session, state.present, state.keys)
     included = members(message.included, len(session.names))
-    mine, each = setting.column(index), len(setting.publics) * _DIGEST_BYTES
+    mine, each = setting.column(index), setting.owners.columns * _DIGEST_BYTES
     digests = pieces("digests", message.digests, len(included), each)
     signatures = pieces("signatures", message.signatures, len(included), keys.SIGNATURE_BYTES)
-    there = set(included) <= set(setting.owners)
+    there = set(included) <= set(setting.present)
     if not len(message.columns) == len(message.proofs) == len(included) or not there:
         raise RemoteError("contributions: expected a column and a proof of every owner that is included")
     if len(included) < session.min_included:
@@ -599,8 +480,8 @@ def sign_list(context: ClientContext, state: AwaitList, message: Contributions) 
         keys.verify(session.identities[sender], _contribution(state.setup, sender, theirs), signature)
         columns.append(setting.check_column(sender, mine, column, proof, state.setup))
     statement = _statement(state.setup, message.included, message.digests, message.signatures)
-    sums = setting.to_open(mine, columns)
-    after = AwaitQuorum(state.primes, state.present, state.keys, sums, statement, message.included)
+    to_open = setting.to_open(mine, columns)
+    after = AwaitQuorum(state.primes, state.present, state.keys, to_open, statement, message.included)
     return after, [(0, Signed(context.identity.sign(statement)), b"")]
 
 
@@ -618,8 +499,17 @@ def open_sums(context: ClientContext, state: AwaitQuorum, message: Quorum) -> tu
             keys.verify(session.identities[signer], state.statement, signature)
         except Invalid:
             raise RemoteError("quorum: a signature of the list does not verify") from None
-    opened = _setting(session, state.present, state.keys).open(context, state)
-    return Finished(state.included), [(0, opened, b"")]
+    setting, secret = _setting(session, state.present, state.keys), context.share
+    ciphertexts = numbers(state.to_open, setting.owners.ciphertext_bytes)
+    where = _opening(state.statement, context.index)
+    part, proof = setting.owners.open(secret or _own_key(context, state), ciphertexts, where, context.rng)
+    return Finished(state.included), [(0, Opened(part, proof), b"")]
+
+
+def _own_key(context: ClientContext, state: AwaitQuorum) -> PrivateKey:
+    setting = _setting(context.session, state.present, state.keys)
+    p, q = (int.from_bytes(prime, "little") for prime in state.primes)
+    return PrivateKey(p, q, setting.owners.publics[setting.column(context.index)])
 
 
 # --------------------------------------------------------------------------------------- server: states
@@ -638,12 +528,12 @@ class GatherContributions(State, frozen=True):
 
 
 class GatherSignatures(State, frozen=True):
-    """Gathering `Signed` of `statement`. From here on `included` is frozen. `sums` to open, by column."""
+    """Gathering `Signed` of `statement`. From here on `included` is frozen. `to_open` by column."""
 
     statement: bytes
     present: bytes
     keys: list[Pair]
-    sums: dict[int, bytes]
+    to_open: dict[int, bytes]
     included: bytes
 
 
@@ -653,7 +543,7 @@ class GatherOpenings(State, frozen=True):
     statement: bytes
     present: bytes
     keys: list[Pair]
-    sums: dict[int, bytes]
+    to_open: dict[int, bytes]
     included: bytes
 
 
@@ -698,8 +588,8 @@ def accept_contribution(
 ) -> None:
     """Every column is well-formed and proved, and all are signed: else nobody adds it up."""
     session, setting = context.session, _setting(context.session, state.present, state.keys)
-    if not len(message.columns) == len(message.proofs) == len(setting.publics):
-        raise RemoteError(f"contribution: expected {len(setting.publics)} columns and as many proofs")
+    if not len(message.columns) == len(message.proofs) == setting.owners.columns:
+        raise RemoteError(f"contribution: expected {setting.owners.columns} columns and as many proofs")
     digests = b"".join(_digest(c, p) for c, p in zip(message.columns, message.proofs, strict=True))
     keys.verify(session.identities[sender], _contribution(state.setup, sender, digests), message.signature)
     for i, (column, proof) in enumerate(zip(message.columns, message.proofs, strict=True)):
@@ -718,17 +608,17 @@ def publish_list(
         _digest(c, p) for i in senders for c, p in zip(gathered[i].columns, gathered[i].proofs, strict=True)
     )
     signatures = b"".join(gathered[i].signature for i in senders)
-    sums: dict[int, bytes] = {}
+    to_open: dict[int, bytes] = {}
     messages: dict[int, Contributions] = {}
     for column in sorted({setting.column(owner) for owner in senders}):
         columns = [gathered[i].columns[column] for i in senders]
         known = [gathered[i].proofs[column] for i in senders]
         messages[column] = Contributions(included, columns, known, digests, signatures)
-        size = setting.publics[column].ciphertext_bytes
-        sums[column] = setting.to_open(column, [_numbers(c, size) for c in columns])
+        size = setting.owners.ciphertext_bytes
+        to_open[column] = setting.to_open(column, [numbers(c, size) for c in columns])
     outbox: Outbox = [(owner, messages[setting.column(owner)], b"") for owner in senders]
     statement = _statement(state.setup, included, digests, signatures)
-    return GatherSignatures(statement, state.present, state.keys, sums, included), outbox, [], total
+    return GatherSignatures(statement, state.present, state.keys, to_open, included), outbox, [], total
 
 
 def accept_signature(context: ServerContext, state: GatherSignatures, sender: int, message: Signed) -> None:
@@ -745,30 +635,33 @@ def pass_quorum(
         raise Abort(f"{len(gathered)} signed the list of contributions, {quorum} are needed")
     signers = sorted(gathered)
     message = Quorum(bitmap(signers, n), b"".join(gathered[i].signature for i in signers))
-    after = GatherOpenings(state.statement, state.present, state.keys, state.sums, state.included)
+    after = GatherOpenings(state.statement, state.present, state.keys, state.to_open, state.included)
     return after, [(i, message, b"") for i in signers], [], total
 
 
 def accept_opening(context: ServerContext, state: GatherOpenings, sender: int, message: Opened) -> None:
     """An opening that is proved: a false one is its sender's, and the round goes on with the others'."""
     setting = _setting(context.session, state.present, state.keys)
-    sums = _numbers(state.sums[setting.column(sender)], setting.sizes[0])
-    setting.check(sender, sums, message, _opening(state.statement, sender))
+    ciphertexts = numbers(state.to_open[setting.column(sender)], setting.owners.ciphertext_bytes)
+    where = _opening(state.statement, sender)
+    setting.owners.check(setting.place(sender), ciphertexts, message.part, message.proof, where)
 
 
 def combine(context: ServerContext, state: GatherOpenings, gathered: dict[int, Opened], _: Any) -> Closed:
-    """t openings make the sum; if there are more, they must agree. Excess noise is taken out of it."""
+    """t openings make the sum; shares, if there are more, must agree. Excess noise is taken out of it."""
     session, t = context.session, context.session.parameters.threshold
     if len(gathered) < t:
         raise Abort(f"{len(gathered)} opened their sums, {t} are needed")
     setting = _setting(session, state.present, state.keys)
     included, rows = members(state.included, len(session.names)), setting.rows
     try:
-        opened = setting.combine(gathered)
-        values = setting.lanes.unpack(opened[:rows], session.dim)
+        opened = setting.owners.combine({setting.place(i): m.part for i, m in gathered.items()})
     except Invalid as error:
-        # Each opening is proved: somebody's shares were on no polynomial, or its lanes too full.
+        # Each opening is proved: somebody's shares were on no polynomial.
         raise Abort(f"{error}: a contribution was not dealt as it should be, nobody can say whose") from None
+    # What is beyond the lanes only a liar can have put there. To refuse it would tell the liar whether the
+    # others' values brought it there.
+    values = setting.lanes.unpack(opened[:rows], session.dim, strict=False)
     total = (values.astype(np.uint64) - np.uint64(len(included) * setting.offset)).astype(session.ring.dtype)
     faults = []
     wanted = [(i, component) for i in included for component in setting.excess(len(included))]

@@ -97,6 +97,14 @@ class Levels:
         variance, nats = self.base + self.unit * ((1 << self.count) - 1), 101 * log(2)
         return ceil(nats / 3 + sqrt(nats**2 / 9 + 2 * nats * variance))
 
+    def offset(self, bound: int) -> int:
+        """What no value is beyond, to either side, that was below `bound` before one client's noise."""
+        return bound - 1 + self.reach
+
+    def bits(self, bound: int, clients: int) -> int:
+        """Of a ring in which no sum of so many clients' such values wraps."""
+        return (2 * clients * self.offset(bound)).bit_length()
+
     def _kept(self, included: int) -> int:
         """The least number of units that each of so many included clients must keep beside its base."""
         if not self.count:

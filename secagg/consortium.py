@@ -29,9 +29,9 @@ from gmpy2 import mpz
 
 from secagg.invalid import Invalid
 from secagg.labels import Label, bind, digest
-from secagg.paillier import LEAST_BITS, MOST_BITS, USUAL_BITS, PublicKey, generate
-from secagg.proofs import combined
-from secagg.randomness import Rng, seeded, system
+from secagg.paillier import LEAST_BITS, MOST_BITS, USUAL_BITS, PublicKey, generate, unit
+from secagg.powers import combined
+from secagg.randomness import Rng, below, seeded, system
 
 MOST_OWNERS = 256
 """More would make exponents of combination, n! among them, longer than those of decryption."""
@@ -57,14 +57,20 @@ class Consortium:
         numbers = (self.threshold, self.base, *self.checks)
         if not all(isinstance(v, int) and not isinstance(v, bool) for v in numbers):
             raise Invalid("consortium: expected integers")
-        if not 1 <= self.threshold <= self.owners <= MOST_OWNERS:
+        if not 2 <= self.threshold <= self.owners <= MOST_OWNERS:
             raise Invalid(
-                f"consortium: expected a threshold from 1 to {self.owners} (the owners, at most "
-                f"{MOST_OWNERS}), got {self.threshold}"
+                f"consortium: expected a threshold from 2 to {self.owners} (owners, at most {MOST_OWNERS})"
             )
         if not self.public.h:
             raise Invalid("consortium: expected a key with a base of randomisers")
         self.public.checked([self.base, *self.checks])
+        # With a base of small order a share could be anything. That the base is a square, and generates all
+        # of them, only the dealer knows.
+        n = self.public.n
+        if gmpy2.gcd(self.base - 1, n) != 1 or gmpy2.jacobi(self.base, n) != 1:
+            raise Invalid("consortium: its base is none")
+        if len({self.base, *self.checks}) <= self.owners:
+            raise Invalid("consortium: two of its owners have the same share")
 
     def __repr__(self) -> str:
         head = f"Consortium({self.threshold} of {self.owners}, {self.public.bits} bits"
@@ -114,6 +120,8 @@ class KeyShare:
         """`Invalid` unless it is a share of this key."""
         if self.place >= key.owners:
             raise Invalid(f"share: expected a place from 0 to {key.owners - 1}, got {self.place}")
+        if self.secret >= key.public.n**2:
+            raise Invalid("share: it is longer than one of this consortium's key")
         made = gmpy2.powmod_sec(key.base, key._delta * self.secret, key.public.square)
         if made != key.checks[self.place]:
             raise Invalid("share: it is not one of this consortium's key")
@@ -136,7 +144,7 @@ def _bytes(value: int) -> bytes:
 def _numbers(data: bytes, least: int, what: str, most: int = MOST_OWNERS + 5) -> list[int]:
     try:
         found = msgspec.msgpack.decode(data, type=list[bytes])
-    except (msgspec.ValidationError, msgspec.DecodeError):
+    except (msgspec.ValidationError, msgspec.DecodeError, TypeError):
         raise Invalid(f"{what}: expected what was packed, the data are something else") from None
     if not least <= len(found) <= most or any(len(v) > MOST_BITS // 4 + 1 for v in found):
         raise Invalid(f"{what}: expected {least} to {most} numbers, none longer than a key's")
@@ -148,35 +156,29 @@ def deal(
 ) -> tuple[Consortium, tuple[KeyShare, ...]]:
     """A new key, and a share of it for each owner. Whoever calls this could read everything.
 
-    `short` the bits of randomisers, as in `paillier.generate`. Takes some seconds. Raises `ValueError` for
-    numbers that cannot be.
+    `threshold` what the parameter finder says for the session that it is for (`secagg.parameters`). `short`
+    the bits of randomisers, as in `paillier.generate`. Takes some seconds. Raises `ValueError` for numbers
+    that cannot be.
     """
     for name, value, high in (("owners", owners, MOST_OWNERS), ("threshold", threshold, owners)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
-            raise ValueError(f"{name}: expected 1 to {high}, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 2 <= value <= high:
+            raise ValueError(f"{name}: expected 2 to {high}, got {value!r}")
     key = generate(bits, rng, safe=True, short=short)
     n, order = mpz(key.public.n), mpz((key.p - 1) // 2 * ((key.q - 1) // 2))
     # d is 0 modulo the order and 1 modulo n.
     coefficients = [order * gmpy2.invert(order, n)]
-    coefficients += [_uniform(n * order, rng) for _ in range(threshold - 1)]
+    coefficients += [mpz(below(n * order, rng)) for _ in range(threshold - 1)]
     values = []
     for x in range(1, owners + 1):
         value = mpz(0)
         for coefficient in reversed(coefficients):
             value = (value * x + coefficient) % (n * order)
         values.append(value)
-    root = _uniform(n * n, rng)
-    while gmpy2.gcd(root, n) != 1:
-        root = _uniform(n * n, rng)
+    root = unit(n * n, rng)
     base, delta = root * root % (n * n), mpz(factorial(owners))
     checks = tuple(int(gmpy2.powmod_sec(base, delta * value, n * n)) for value in values)
     shares = tuple(KeyShare(place, int(value)) for place, value in enumerate(values))
     return Consortium(key.public, threshold, int(base), checks), shares
-
-
-def _uniform(limit: Any, rng: Rng) -> Any:
-    """From 0 to limit - 1, uniform to 2^-128."""
-    return mpz.from_bytes(rng(limit.bit_length() // 8 + 17), "little") % limit
 
 
 # ------------------------------------------------------------------------------------------ decryption

@@ -17,6 +17,7 @@ which more than t openings show.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,8 +28,8 @@ import gmpy2
 from gmpy2 import mpz
 
 from secagg.invalid import Invalid
-from secagg.paillier import Lanes
-from secagg.randomness import Rng, system
+from secagg.lanes import Lanes
+from secagg.randomness import Rng, below, system
 
 _STATISTICAL = 64  # bits: each number that is opened is so close to a function of the sum, and all to 2^-40
 
@@ -70,20 +71,19 @@ class Sharing:
         """P."""
         return _prime_above(self.plaintext_bits)
 
-    def lanes(self, bound: int, weight: int = 1) -> Lanes:
+    def lanes(self, bound: int) -> Lanes:
         """How values below `bound` share plaintexts; raises what `Lanes.fitting` raises."""
-        return Lanes.fitting(self.plaintext_bits, bound, self.contributors, weight)
+        return Lanes.fitting(self.plaintext_bits, bound, self.contributors)
 
     def deal(self, plaintexts: Sequence[int], rng: Rng = system) -> list[list[Any]]:
         """For each owner, ascending, the integers to encrypt for it: one a plaintext."""
-        prime = self.prime
+        prime, plaintexts = self.prime, [operator.index(m) for m in plaintexts]
         if any(not 0 <= m < prime for m in plaintexts):
             raise ValueError("plaintext: expected a number below the prime")
-        size, pad_bytes = ceil(prime.bit_length() / 8) + 16, ceil(self._pad / 8)
+        pad_bytes = ceil(self._pad / 8)
         dealt: list[list[Any]] = [[] for _ in range(self.owners)]
         for m in plaintexts:
-            # Uniform to 2^-128.
-            upper = [mpz.from_bytes(rng(size), "little") % prime for _ in range(self.threshold - 1)]
+            upper = [mpz(below(prime, rng)) for _ in range(self.threshold - 1)]
             for place, integers in enumerate(dealt):
                 u = mpz.from_bytes(rng(pad_bytes), "little") >> 8 * pad_bytes - self._pad
                 integers.append(_value([mpz(m), *upper], place + 1, prime) + prime * u)

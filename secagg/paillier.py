@@ -7,8 +7,7 @@ n-th residue h with a short exponent, which tables make cheap. That such a power
 is an assumption of its own (short exponents); they have half as many bits as n by default, as in the paper.
 The primes are 3 modulo 4 and h is minus a square, raised to n, as there.
 
-Values travel in lanes: each is given so many bits of the plaintext that no sum of as many clients, with as
-large weights, as were declared can reach the next. See `Lanes`.
+Many values share a plaintext: see `secagg.lanes`.
 
 What it does not protect against: anyone who has the private key reads every ciphertext, single ones too;
 ciphertexts can be added and multiplied by anyone, so something else must say who made one; big-integer
@@ -18,26 +17,26 @@ nobody measures. Decryption goes through `powmod_sec`, whose time does not depen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
 import gmpy2
-import numpy as np
 from gmpy2 import mpz
-from numpy.typing import NDArray
 
 from secagg import primes
 from secagg.invalid import Invalid
-from secagg.randomness import Rng, system
-from secagg.ring import MAX_BITS, MIN_BITS, Ring
+from secagg.powers import FixedBase
+from secagg.randomness import Rng, below, system
 
 LEAST_BITS, USUAL_BITS, MOST_BITS = 2048, 3072, 16384
 SAFE_SHORT = 320
 """Bits of a randomiser that are enough where n is a product of safe primes, if one asks for so few."""
 
-_SMALL = 1 << 16  # a modulus with a factor below is refused
+SMALL = 1 << 16
+"""A modulus with a factor below is refused."""
 
 
 # ----------------------------------------------------------------------------------------------- keys
@@ -62,7 +61,7 @@ class PublicKey:
         bits = int(n).bit_length() if n > 0 else 0
         if not LEAST_BITS <= bits <= MOST_BITS:
             raise Invalid(f"public key: expected a modulus of {LEAST_BITS} to {MOST_BITS} bits, got {bits}")
-        if gmpy2.gcd(n, primes.primorial(_SMALL)) != 1 or gmpy2.is_prime(n) or gmpy2.is_power(n):
+        if gmpy2.gcd(n, primes.primorial(SMALL)) != 1 or gmpy2.is_prime(n) or gmpy2.is_power(n):
             raise Invalid("public key: the modulus is a prime, a power, or has a small factor")
         if not h:
             if self.short:
@@ -179,7 +178,7 @@ def generate(
         if p != q and gmpy2.gcd(p - 1, q - 1) == 2 and gmpy2.gcd(p * q, (p - 1) * (q - 1)) == 1:
             break
     n = p * q
-    x = _below(n, rng)
+    x = unit(n, rng)
     return PrivateKey(int(p), int(q), PublicKey(int(n), residue(-x * x % n, n), short))
 
 
@@ -188,10 +187,10 @@ def residue(root: int, n: int) -> int:
     return int(gmpy2.powmod(root, n, n * n))
 
 
-def _below(n: Any, rng: Rng) -> Any:
+def unit(n: Any, rng: Rng) -> Any:
     """A number from 1 to n - 1 that is coprime with n, uniform to 2^-128."""
     while True:
-        found = mpz.from_bytes(rng(ceil(n.bit_length() / 8) + 16), "little") % n
+        found = mpz(below(n, rng))
         if found and gmpy2.gcd(found, n) == 1:
             return found
 
@@ -209,67 +208,33 @@ class Encryptor:
 
     def encrypt(self, plaintexts: Sequence[int], rng: Rng = system) -> list[Any]:
         """A ciphertext for each plaintext from 0 to n - 1; `ValueError` for any other."""
-        return [c for c, _ in self.encrypt_openly(plaintexts, rng)]
+        return self.encrypt_openly(plaintexts, rng)[0]
 
     def obfuscate(self, ciphertexts: Sequence[int], rng: Rng = system) -> list[Any]:
         """The same plaintexts in ciphertexts that nobody can tell came from these."""
         zeros = self.encrypt([0] * len(ciphertexts), rng)
         return [c * z % self._square for c, z in zip(ciphertexts, zeros, strict=True)]
 
-    def encrypt_openly(self, plaintexts: Sequence[int], rng: Rng = system) -> Iterator[tuple[Any, Any]]:
-        """The same, each with its randomiser: the exponent of h, or R itself if the key has no h."""
-        n, square = self._n, self._square
-        for m in plaintexts:
-            if not 0 <= m < n:  # which one stays untold
-                raise ValueError("plaintext: expected a number from 0 to n - 1")
-        for m in plaintexts:
+    def encrypt_openly(
+        self, plaintexts: Sequence[int], rng: Rng = system
+    ) -> tuple[list[Any], list[tuple[int, int]]]:
+        """The same, and for each its opening: the plaintext, and the exponent of h, or R if there is no h."""
+        n, square, found, openings = self._n, self._square, [], []
+        values = [operator.index(m) for m in plaintexts]
+        if any(not 0 <= m < n for m in values):  # which one stays untold
+            raise ValueError("plaintext: expected a number from 0 to n - 1")
+        for m in values:
             if self._powers is None:
-                r = _below(n, rng)
+                r = unit(n, rng)
                 mask = gmpy2.powmod(r, n, square)
             else:
                 size = ceil(self.public.short / 8)
                 r = mpz.from_bytes(rng(size), "little") >> 8 * size - self.public.short
                 mask = self._powers.power(r)
             # (1 + n)^m is 1 + m n: a product with it is two with m.
-            yield (mask + mask % n * m % n * n) % square, r
-
-
-class FixedBase:
-    """Powers of one base modulo n^2, for exponents of so many bits: a table for every window of them.
-
-    Elements are split as x0 + x1 n: a product is then of halves, and is reduced modulo n.
-    """
-
-    def __init__(self, base: int, n: int, bits: int, count: int) -> None:
-        self._n, self._bits = mpz(n), bits
-        # A window of w bits takes 2^w products to make, and saves as many in each power.
-        self.window = min(range(1, 9), key=lambda w: ceil(bits / w) * (count + (1 << w)))
-        first, self._tables = (mpz(base) % self._n, mpz(base) // self._n), []
-        for _ in range(ceil(bits / self.window)):
-            table, found = [], first
-            for _ in range((1 << self.window) - 1):
-                table.append(found)
-                found = self._product(found, first)
-            self._tables.append(table)
-            first = found
-
-    def _product(self, x: tuple[Any, Any], y: tuple[Any, Any]) -> tuple[Any, Any]:
-        """Of two elements modulo n^2, all of them split."""
-        carry, low = gmpy2.f_divmod(x[0] * y[0], self._n)
-        return low, (x[0] * y[1] + x[1] * y[0] + carry) % self._n
-
-    def power(self, exponent: Any) -> Any:
-        """base^exponent modulo n^2; the exponent from 0 to 2^bits - 1."""
-        n, window, mask = self._n, self.window, (1 << self.window) - 1
-        x0, x1 = mpz(1), mpz(0)
-        for i, table in enumerate(self._tables):
-            digit = int(exponent >> i * window & mask)
-            if digit:  # as in `_product`, a tenth faster without the call
-                y0, y1 = table[digit - 1]
-                carry, low = gmpy2.f_divmod(x0 * y0, n)
-                x1 = (x0 * y1 + x1 * y0 + carry) % n
-                x0 = low
-        return x0 + x1 * n
+            found.append((mask + mask % n * m % n * n) % square)
+            openings.append((m, int(r)))
+        return found, openings
 
 
 def add(public: PublicKey, vectors: Iterable[Sequence[int]]) -> list[Any]:
@@ -285,69 +250,3 @@ def add(public: PublicKey, vectors: Iterable[Sequence[int]]) -> list[Any]:
     if total is None:
         raise ValueError("ciphertexts: expected at least one vector")
     return total
-
-
-# ---------------------------------------------------------------------------------------------- lanes
-
-
-@dataclass(frozen=True, slots=True)
-class Lanes:
-    """How vectors of integers share plaintexts: `width` bits a value, `count` values a plaintext.
-
-    Value i is in plaintext i // count, from bit (i % count) * width on. No sum can reach the next lane if
-    it is below 2^width: see `fitting`.
-    """
-
-    width: int
-    count: int
-
-    @classmethod
-    def fitting(cls, plaintext_bits: int, bound: int, clients: int, weight: int = 1) -> Lanes:
-        """Lanes for sums of at most so many vectors of values below `bound`, each times at most `weight`.
-
-        In plaintexts of so many bits at most (one less than a modulus has). Raises `ValueError` where no lane
-        is wide enough: 64 bits is the widest.
-        """
-        for name, value in (("bound", bound - 1), ("clients", clients), ("weight", weight)):
-            if value < 1:
-                raise ValueError(f"{name}: expected more, got {value}")
-        width = max(MIN_BITS, (clients * weight * (bound - 1)).bit_length())
-        if width > min(MAX_BITS, plaintext_bits):
-            raise ValueError(
-                f"lanes: {clients} clients of values below {bound} and weights to {weight} need {width} bits "
-                f"a value; {min(MAX_BITS, plaintext_bits)} are available"
-            )
-        return cls(width, plaintext_bits // width)
-
-    def plaintexts(self, dim: int) -> int:
-        """How many plaintexts hold so many values."""
-        return -(-dim // self.count)
-
-    def pack(self, values: NDArray[Any]) -> list[int]:
-        """Plaintexts of values that are all from 0 to 2^width - 1."""
-        rows, ring = self.plaintexts(values.size), Ring(self.width)
-        padded = np.zeros((rows, self._padded), ring.dtype)
-        flat = np.zeros(rows * self.count, ring.dtype)
-        flat[: values.size] = values
-        padded[:, : self.count] = flat.reshape(rows, self.count)
-        data, size = bytes(ring.pack(padded.reshape(-1))), self._padded * self.width // 8
-        return [int.from_bytes(data[i : i + size], "little") for i in range(0, rows * size, size)]
-
-    def unpack(self, plaintexts: Sequence[int], dim: int) -> NDArray[Any]:
-        """The `dim` values in plaintexts; `Invalid` if there is more in them than values."""
-        if len(plaintexts) != self.plaintexts(dim):
-            raise Invalid(f"plaintexts: expected {self.plaintexts(dim)}, got {len(plaintexts)}")
-        if any(not 0 <= m < 1 << self.count * self.width for m in plaintexts):
-            raise Invalid("plaintext: expected nothing above its lanes")
-        size, ring = self._padded * self.width // 8, Ring(self.width)
-        data = b"".join(int(m).to_bytes(size, "little") for m in plaintexts)
-        lanes = ring.unpack(data, len(plaintexts) * self._padded).reshape(-1, self._padded)[:, : self.count]
-        found = lanes.reshape(-1)
-        if found[dim:].any():
-            raise Invalid("plaintext: expected nothing beyond the last value")
-        return found[:dim]
-
-    @property
-    def _padded(self) -> int:
-        """Lanes of which a plaintext is a whole number of bytes."""
-        return -(-self.count // 8) * 8

@@ -19,6 +19,11 @@ system: Rng = os.urandom
 """The operating system's generator: the only one for real sessions."""
 
 
+def below(limit: int, rng: Rng) -> int:
+    """From 0 to limit - 1, uniform to 2^-128."""
+    return int.from_bytes(rng((int(limit).bit_length() + 7) // 8 + 16), "little") % int(limit)
+
+
 def seeded(*parts: bytes) -> Rng:
     """A generator whose bytes are a function of `parts`: AES-256-CTR under their SHA-256.
 

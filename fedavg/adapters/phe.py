@@ -24,7 +24,8 @@ import phe
 from numpy.typing import ArrayLike, NDArray
 
 from secagg.invalid import Invalid
-from secagg.paillier import Encryptor, Lanes, PrivateKey, PublicKey, add
+from secagg.lanes import Lanes
+from secagg.paillier import Encryptor, PrivateKey, PublicKey, add
 from secagg.randomness import Rng, system
 
 BASE = phe.EncodedNumber.BASE
@@ -60,11 +61,14 @@ def _fixed(values: ArrayLike, exponent: int, limit: int) -> list[int]:
     """Each value in steps of 16^exponent, rounded to the nearest; none beyond `limit` steps."""
     if isinstance(exponent, bool) or not isinstance(exponent, int) or abs(exponent) > _REACH:
         raise ValueError(f"exponent: expected an integer from {-_REACH} to {_REACH}, got {exponent!r}")
-    floats = np.asarray(values, np.float64)
-    if floats.ndim != 1 or not np.isfinite(floats).all():
-        raise ValueError(f"values: expected finite numbers in one dimension, got shape {floats.shape}")
+    given = np.asarray(values)
+    if given.ndim != 1 or given.dtype.kind not in "iuf" or not np.isfinite(given).all():
+        raise ValueError(
+            "values: expected finite integers of 64 bits or floats in one dimension, got "
+            f"{given.dtype} of shape {given.shape}"
+        )
     found = []
-    for value in floats.tolist():
+    for value in given.tolist():  # Python's own integers stay what they are
         numerator, denominator = value.as_integer_ratio()
         if exponent < 0:
             numerator *= BASE**-exponent
@@ -105,8 +109,9 @@ def decrypt_numbers(
     found = list(numbers)
     if any(number.public_key.n != key.public.n for number in found):
         raise Invalid("number: encrypted under another key")
-    if any(number.exponent < exponent for number in found):
-        raise Invalid(f"number: its exponent is below the {exponent} that was agreed on")
+    # A peer's: one that is too large would be computed with until memory is gone.
+    if any(type(number.exponent) is not int or not exponent <= number.exponent <= _REACH for number in found):
+        raise Invalid(f"number: expected an exponent from the {exponent} that was agreed on to {_REACH}")
     ciphertexts = key.public.checked(number.ciphertext(be_secure=False) for number in found)
     n, values = int(key.public.n), []
     for number, m in zip(found, key.decrypt(ciphertexts), strict=True):
@@ -132,8 +137,8 @@ class Scheme:
     weight: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.limit < 1e300 or self.weight < 1:
-            raise ValueError("scheme: expected a positive limit and a weight of at least 1")
+        if not 0 < self.limit < 1e300 or type(self.weight) is not int or self.weight < 1:
+            raise ValueError("scheme: expected a positive limit and an integer weight of at least 1")
         _fixed([self.limit], self.exponent, 1 << 62)
 
     @property
@@ -158,6 +163,10 @@ class EncryptedVector:
     ciphertexts: Sequence[Any]
     dim: int
     weight: int
+
+    def __post_init__(self) -> None:
+        if type(self.weight) is not int or not 1 <= self.weight <= self.scheme.weight:
+            raise Invalid(f"weight: the scheme has room for 1 to {self.scheme.weight}, got {self.weight!r}")
 
     @classmethod
     def encrypt(
@@ -212,4 +221,6 @@ class EncryptedVector:
         plaintexts = key.decrypt(key.public.checked(self.ciphertexts))
         lanes = self.scheme.lanes(self.public).unpack(plaintexts, self.dim)
         shift = self.weight * self.scheme.steps
+        if lanes.size and int(lanes.max()) > 2 * shift:
+            raise Invalid("vector: a value is beyond what its weight allows")
         return np.array([_float(int(v) - shift, self.scheme.exponent) for v in lanes], np.float64)

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from secagg import dealing
 from secagg.dealing import Sharing, _prime_above, _value
 from secagg.invalid import Invalid
 from secagg.paillier import Encryptor, add, generate
@@ -27,7 +26,7 @@ def test_any_threshold_of_owners_has_the_exact_sum(case: tuple[int, int, int], s
     owners, threshold, contributors = case
     sharing = Sharing(owners, threshold, contributors, 512)
     rng = np.random.default_rng(seed)
-    lanes = sharing.lanes(1 << 16, weight=3)
+    lanes = sharing.lanes(3 * ((1 << 16) - 1) + 1)
     values = rng.integers(0, 1 << 16, (contributors, 50))
     values[:, :5] = (1 << 16) - 1
     factor = int(rng.integers(1, 4))
@@ -63,16 +62,21 @@ def test_fewer_than_the_threshold_have_nothing() -> None:
     opened = dict(enumerate(sharing.deal([5, 6])))
     with pytest.raises(Invalid, match="expected those of 3 of 5"):
         sharing.combine({0: opened[0], 4: opened[4]})
-    # Two shares of one plaintext are there for any other as well: a polynomial through all three exists.
-    prime = sharing.prime
-    shares = [opened[j][0] % prime for j in (0, 4)]
-    for secret in (5, 123456):
-        points = {0: secret, 1: shares[0], 5: shares[1]}
-        at = [
-            sum(w * v for w, v in zip(dealing._weights(list(points), x, prime), points.values(), strict=True))
-            for x in points
-        ]
-        assert [v % prime for v in at] == list(points.values())
+
+
+def test_shares_are_another_each_time_and_at_each_place() -> None:
+    """So that fewer than the threshold tell nothing: they are as uniform as the polynomial's coefficients."""
+    sharing, plaintext = Sharing(4, 3, 2, 256), 5
+    prime = int(sharing.prime)
+    dealt = [[int(s[0]) % prime for s in sharing.deal([plaintext])] for _ in range(200)]
+    for place in range(4):
+        assert len({shares[place] for shares in dealt}) == 200
+        # Uniform: a quarter of them in each quarter, to five standard deviations.
+        quarters = np.bincount([4 * shares[place] // prime for shares in dealt], minlength=4)
+        assert abs(quarters - 50).max() < 5 * np.sqrt(200 * 3 / 16)
+    # Nor does one follow from another, and the plaintext: two of three are as free as one.
+    assert len({(shares[1] - shares[0]) % prime for shares in dealt}) == 200
+    assert len({(shares[2] - 2 * shares[1] + shares[0]) % prime for shares in dealt}) == 200
 
 
 def test_openings_that_do_not_agree_are_not_chosen_among() -> None:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from secagg import paillier
 from secagg.invalid import Invalid
-from secagg.paillier import Encryptor, FixedBase, Lanes, PrivateKey, PublicKey, add, generate
+from secagg.lanes import Lanes
+from secagg.paillier import Encryptor, PrivateKey, PublicKey, add, generate
+from secagg.powers import FixedBase
 from secagg.randomness import seeded
 
 KEY = generate(2048, seeded(b"a key"))
@@ -46,6 +48,19 @@ def test_sums_in_lanes_are_exact_up_to_the_bound(case: tuple[int, int, int, int]
     np.testing.assert_array_equal(lanes.unpack(total, dim), (weight * values.sum(0)).astype(np.uint64))
     assert lanes.count == BITS // lanes.width
     assert clients * weight * (bound - 1) < 1 << lanes.width
+
+
+def test_what_is_beyond_the_lanes_can_be_left_out() -> None:
+    lanes = Lanes.fitting(BITS, 1 << 8, 3)
+    (full,) = lanes.pack(np.arange(5))
+    found = lanes.unpack([full | 1 << 2040 | 1 << 7 * lanes.width], 5, strict=False)
+    assert found.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("values", [[-1, 2], [0, 1 << 10]])
+def test_values_are_not_written_over_their_neighbours(values: list[int]) -> None:
+    with pytest.raises(ValueError, match="from 0 to 2\\^10 - 1"):
+        Lanes.fitting(BITS, 1 << 8, 3).pack(np.array(values))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +140,8 @@ def test_randomisers_open_ciphertexts() -> None:
     (c,) = ENCRYPTOR.encrypt([12345])
     r, n = KEY.randomiser(int(c)), gmpy2.mpz(N)
     assert (1 + 12345 * n) * gmpy2.powmod(r, n, n * n) % (n * n) == c
-    ((c, exponent),) = ENCRYPTOR.encrypt_openly([9])
+    (c,), ((plaintext, exponent),) = ENCRYPTOR.encrypt_openly([9])
+    assert plaintext == 9
     assert gmpy2.powmod(PUBLIC.h, exponent, n * n) * (1 + 9 * n) % (n * n) == c
     assert exponent < 1 << PUBLIC.short
 
@@ -244,7 +260,7 @@ def test_phe_reads_our_ciphertexts_and_we_its() -> None:
 def test_small_keys_agree_with_phe(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole scheme on numbers that a person can follow."""
     monkeypatch.setattr(paillier, "LEAST_BITS", 4)
-    monkeypatch.setattr(paillier, "_SMALL", 2)
+    monkeypatch.setattr(paillier, "SMALL", 2)
     key = PrivateKey(293, 433, PublicKey(126869))
     public = phe.PaillierPublicKey(126869)
     private = phe.PaillierPrivateKey(public, 293, 433)

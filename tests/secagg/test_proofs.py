@@ -11,7 +11,9 @@ import pytest
 
 from secagg import proofs
 from secagg.invalid import Invalid
+from secagg.labels import Label
 from secagg.paillier import Encryptor, PrivateKey, PublicKey, generate
+from secagg.powers import combined
 from secagg.proofs import (
     PlaintextProof,
     check_key,
@@ -26,12 +28,8 @@ from secagg.randomness import seeded
 KEY = generate(2048, seeded(b"for proofs"))
 PUBLIC, N = KEY.public, KEY.public.n
 PLAINTEXTS = [0, 1, 12345, N - 1, N // 2, 7, 7]
-CIPHERTEXTS, OPENINGS = [], []
-for plaintext, (made, exponent) in zip(
-    PLAINTEXTS, Encryptor(PUBLIC).encrypt_openly(PLAINTEXTS, seeded(b"r")), strict=True
-):
-    CIPHERTEXTS.append(int(made))
-    OPENINGS.append((plaintext, exponent))
+found, OPENINGS = Encryptor(PUBLIC).encrypt_openly(PLAINTEXTS, seeded(b"r"))
+CIPHERTEXTS = [int(c) for c in found]
 HERE = b"session, round 3, oslo"
 
 
@@ -110,13 +108,26 @@ def test_proofs_that_are_none(change: dict[str, Any]) -> None:
         check_plaintexts(PUBLIC, CIPHERTEXTS, replace(proof(), **change), HERE)
 
 
+def test_a_proof_tells_neither_plaintexts_nor_randomisers() -> None:
+    """What it says of them is behind a mask that is longer by 128 bits, and another each time."""
+    one, two = proof(), proof()
+    for which, place, hidden in (("plaintexts", 0, N.bit_length() - 20), ("randomisers", 1, 128)):
+        statement = [int(c) for c in CIPHERTEXTS]
+        rows = list(proofs._coefficients(PUBLIC, Label.PLAINTEXT_PROOF, HERE, statement, one.masks))
+        sums = [sum(e * o[place] for e, o in zip(row, OPENINGS, strict=True)) for row in rows]
+        masks = [(v - s) % N if not place else v - s for v, s in zip(getattr(one, which), sums, strict=True)]
+        least = hidden if not place else max(s.bit_length() for s in sums) + 100
+        assert all(mask.bit_length() > least for mask in masks)
+        assert not set(getattr(one, which)) & set(getattr(two, which))
+
+
 # -------------------------------------------------------------------------------------------- openings
 
 
 def test_the_owner_opens_and_everybody_can_check() -> None:
     plaintexts, roots = prove_openings(KEY, CIPHERTEXTS)
     assert plaintexts == PLAINTEXTS
-    check_openings(PUBLIC, CIPHERTEXTS, plaintexts, roots, HERE)
+    check_openings(PUBLIC, CIPHERTEXTS, plaintexts, roots)
 
 
 @pytest.mark.parametrize("place", range(3))
@@ -127,7 +138,7 @@ def test_a_false_opening_is_found(place: int) -> None:
         parts = [list(CIPHERTEXTS), list(plaintexts), list(roots)]
         parts[place][2] = (parts[place][2] + by) % (N * N if place == 0 else N)
         with pytest.raises(Invalid, match="openings"):
-            check_openings(PUBLIC, *parts, HERE)
+            check_openings(PUBLIC, *parts)
 
 
 def test_two_false_openings_do_not_cancel() -> None:
@@ -135,7 +146,7 @@ def test_two_false_openings_do_not_cancel() -> None:
     plaintexts, roots = prove_openings(KEY, CIPHERTEXTS)
     plaintexts[0], plaintexts[1] = (plaintexts[0] + 5) % N, (plaintexts[1] - 5) % N
     with pytest.raises(Invalid, match="does not hold"):
-        check_openings(PUBLIC, CIPHERTEXTS, plaintexts, roots, HERE)
+        check_openings(PUBLIC, CIPHERTEXTS, plaintexts, roots)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +156,7 @@ def test_two_false_openings_do_not_cancel() -> None:
 )  # fmt: skip
 def test_openings_that_are_none(change: Any) -> None:
     with pytest.raises(Invalid, match="openings: expected"):
-        check_openings(PUBLIC, CIPHERTEXTS, *change(*prove_openings(KEY, CIPHERTEXTS)), HERE)
+        check_openings(PUBLIC, CIPHERTEXTS, *change(*prove_openings(KEY, CIPHERTEXTS)))
 
 
 # ------------------------------------------------------------------------------------------------ keys
@@ -196,4 +207,4 @@ def test_products_of_powers(width: int) -> None:
     wanted = 1
     for value, exponent in zip(CIPHERTEXTS, exponents, strict=True):
         wanted = wanted * pow(value, exponent, N * N) % (N * N)
-    assert proofs.combined(CIPHERTEXTS, exponents, width, gmpy2.mpz(N * N)) == wanted
+    assert combined(CIPHERTEXTS, exponents, width, gmpy2.mpz(N * N)) == wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,10 +72,13 @@ def test_numbers_of_phe_are_read_here() -> None:
     numbers = [public.encrypt(x, precision=1e-9) for x in (1.25, -7.5, 0.0)]
     least = min(x.exponent for x in numbers)
     assert decrypt_numbers(KEY, numbers, least).tolist() == [1.25, -7.5, 0.0]
-    with pytest.raises(Invalid, match="exponent is below"):
+    with pytest.raises(Invalid, match="expected an exponent from the -8"):
         decrypt_numbers(KEY, [public.encrypt(1e-30)], -8)
     with pytest.raises(Invalid, match="another key"):
         decrypt_numbers(OTHER, numbers, -20)
+    for exponent in (10**12, 201, None, 1.5, float("inf"), True):  # computed with, it would fill the memory
+        with pytest.raises(Invalid, match="expected an exponent"):
+            decrypt_numbers(KEY, [phe.EncryptedNumber(public, 5, exponent)], -8)
     half = public.n // 2
     with pytest.raises(Invalid, match="overflowed"):
         decrypt_numbers(KEY, [phe.EncryptedNumber(public, public.raw_encrypt(half), 0)], 0)
@@ -121,6 +125,27 @@ def test_values_that_do_not_fit(values: Any, said: str) -> None:
         EncryptedVector.encrypt(ENCRYPTOR, values, SCHEME)
 
 
+def test_integers_are_not_rounded() -> None:
+    (number,) = encrypt_numbers(ENCRYPTOR, [2**53 + 1], 0)
+    assert to_phe(KEY).decrypt(number) == 2**53 + 1
+    with pytest.raises(ValueError, match="64 bits"):
+        encrypt_numbers(ENCRYPTOR, [10**400], 0)
+
+
+@pytest.mark.parametrize("weight", [0, -3, 51, 1.0, None])
+def test_vectors_of_others_with_a_weight_that_cannot_be(weight: Any) -> None:
+    vector = EncryptedVector.encrypt(ENCRYPTOR, [1.0], SCHEME)
+    with pytest.raises(Invalid, match="the scheme has room for 1 to 50"):
+        replace(vector, weight=weight)
+
+
+def test_a_lane_that_is_fuller_than_its_weight_allows_is_refused() -> None:
+    lanes = SCHEME.lanes(KEY.public)
+    made = ENCRYPTOR.encrypt(lanes.pack(np.array([2 * SCHEME.steps + 1, 0], np.uint64)))
+    with pytest.raises(Invalid, match="beyond what its weight allows"):
+        EncryptedVector(KEY.public, SCHEME, made, 2, 1).decrypt(KEY)
+
+
 def test_nothing_wraps_around() -> None:
     vector = EncryptedVector.encrypt(ENCRYPTOR, [100.0, -100.0], SCHEME)
     full = vector * 50
@@ -155,7 +180,8 @@ def test_vectors_of_other_kinds_do_not_mix() -> None:
 
 @pytest.mark.parametrize(
     ("scheme", "said"),
-    [((0.0, -4, 5), "positive limit"), ((1.0, -4, 0), "weight"), ((1e30, -4, 5), "too large"),
+    [((0.0, -4, 5), "positive limit"), ((1.0, -4, 0), "weight"), ((1.0, -4, 2.5), "weight"),
+     ((1e30, -4, 5), "too large"),
      ((1.0, 1000, 5), "exponent"), ((1.0, True, 5), "exponent"), ((float("nan"), 0, 5), "positive limit")],
 )  # fmt: skip
 def test_schemes_that_cannot_be(scheme: Any, said: str) -> None:
