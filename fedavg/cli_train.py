@@ -23,8 +23,8 @@ from fedavg.round import Dropouts
 from fedavg.server import FedAvg
 from fedavg.train import LocalSGD
 from fedavg.turns import gain
-from protocols.graph import HONEST_BUT_CURIOUS, SECAGG, THRESHOLD_PAILLIER
-from protocols.simulator import STAGES
+from protocols.graph import SECAGG
+from protocols.session import stages
 from protocols.wire import SERVER
 
 RATES = {"linear": 0.2, "logistic": 2.0, "mlp": 2.0}
@@ -69,7 +69,7 @@ def demo(
     if epsilon is not None:
         private = PrivateSGD(model, rounds, RATES["logistic"], seed=None if is_default("seed") else seed)
         found = _with_noise(data, part, private, agreed, lambda _: dropouts, epsilon, delta, seed, progress)
-        title = f"Breast cancer, ten hospitals, malicious server; epsilon {epsilon:g} for every patient"
+        title = f"Breast cancer, ten hospitals, {protocol}, malicious server; epsilon {epsilon:g} a patient"
         pictures.private_curves(found, title, picture)
         _show_private(found, title)
     else:
@@ -79,7 +79,7 @@ def demo(
             outcome, "Breast cancer, ten hospitals: secure and plain FedAvg coincide", picture
         )
         opens = "shares open a secret" if masked else "owners of keys open the sum"
-        _show(outcome, f"Breast cancer, 10 hospitals, malicious server; 7 of 10 {opens}")
+        _show(outcome, f"Breast cancer, malicious server; 7 of 10 {opens}")
     click.echo(f"\nLearning curves: {picture}")
 
 
@@ -100,12 +100,10 @@ def train(o: dict[str, Any], progress: Progress) -> None:
     agreed = {k: o[k] for k in ("protocol", "threat_model", "corrupted", "dropout")} | {"task": "train"}
     names = hospital_names(o["hospitals"])
     part = partition(data, names, o["partition"] or "dirichlet", o["alpha"], o["seed"])
-    absent = {"signatures"} if o["threat_model"] == HONEST_BUT_CURIOUS else set()
-    absent |= {"shares"} if o["protocol"] == THRESHOLD_PAILLIER else set()
-    stages = [s for s in STAGES if s not in absent]
 
     def dropouts(found: list[str]) -> Dropouts:
-        return random_dropouts(found, o["rounds"], o["dropping"], stages, o["seed"])
+        there = list(stages(o["protocol"], o["threat_model"]))
+        return random_dropouts(found, o["rounds"], o["dropping"], there, o["seed"])
 
     rate, norm = o["learning_rate"], o["clipping_norm"]
     if o["epsilon"] is not None:
@@ -176,6 +174,7 @@ def _compare(
     part: Any, hospitals: int, seed: int, progress: Progress, max_records: int | None = None,
 ) -> Outcome:  # fmt: skip
     steps = {
+        "ranges_and_means": 0,
         "each_hospital_alone": hospitals,
         "secure_FedAvg": settings.rounds,
         "plain_FedAvg": settings.rounds,
@@ -379,8 +378,8 @@ def _show(outcome: Outcome, title: str) -> None:
     up = sum(c.bytes_up for c in clients) / len(clients) / rounds
     cpu = sum(c.cpu_seconds for c in clients) / len(clients)
     out.print(
-        f"Each hospital: {up:,.0f} bytes up a round, {cpu:.2f} s of CPU in all. Server: "
-        f"{server.bytes_up / rounds:,.0f} bytes down a round, {server.cpu_seconds:.2f} s of CPU in all.",
+        f"Each hospital: {up:,.0f} bytes up a round, {cpu:.2f} s of CPU in all rounds. "
+        f"Server: {server.bytes_up / rounds:,.0f} bytes down a round, {server.cpu_seconds:.2f} s of CPU.",
         highlight=False,
     )
     sizes = sorted(outcome.sizes.values())

@@ -8,6 +8,7 @@ they agree bit for bit is measured, round by round.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,11 +25,12 @@ from fedavg.params import Arrays, Floats
 from fedavg.partition import Partition
 from fedavg.privacy import Plan
 from fedavg.private import PrivateSGD, placed
-from fedavg.round import Dropouts, PlainSum, SecureSum
+from fedavg.round import Aggregator, Dropouts, PlainSum, SecureSum, Vectors
 from fedavg.server import FedAvg, Hospitals, Round, check_hospitals
 from fedavg.train import LocalSGD
 from protocols.errors import Aborted
 from protocols.graph import parameters
+from protocols.machine import Aggregate
 
 TEST_SHARE = 0.25
 LEAST_OF_A_CLASS = 8
@@ -130,11 +132,27 @@ def run(
     model = settings.model
     schedule = dropouts(sorted(parts))
     tables = {name: data.x[rows] for name, rows in parts.items()}
-    standard = moments(tables, SecureSum({**agreed, "task": "features"}, seed=seed), max_records)
+    sums = 4 if data.task == CLASSIFICATION else 8  # ranges and sums, of values and of squares
+    number = itertools.count(1)
+
+    def counted(task: str) -> Aggregator:
+        """Secure sums of which each is told when it is there."""
+        aggregate = SecureSum({**agreed, "task": task}, seed=seed)
+
+        def one(
+            vectors: Vectors, bound: int, round: int, model_hash: bytes = bytes(32)
+        ) -> Aggregate | Aborted:
+            result = aggregate(vectors, bound, round, model_hash)
+            tell("ranges and means", next(number), sums)
+            return result
+
+        return one
+
+    standard = moments(tables, counted("features"), max_records)
     x, y, restore = standard.standardise(data.x), data.y, None
     if data.task != CLASSIFICATION:
         targets = {name: data.y[rows, None] for name, rows in parts.items()}
-        restore = moments(targets, SecureSum({**agreed, "task": "targets"}, seed=seed), max_records)
+        restore = moments(targets, counted("targets"), max_records)
         y = restore.standardise(data.y[:, None])[:, 0]
     hospitals: Hospitals = {name: (x[rows], y[rows]) for name, rows in parts.items()}
 

@@ -61,7 +61,7 @@ class Crowd:
     seed       what every client's identity, randomness and, if there are no `vectors`, vector come from
     vectors    name -> vector, given to the clients at once; or None: each draws its own when it is due
     resending  whether a machine must still be able to repeat a message once its chunk was put away
-    shares     of a consortium's key, in the order of the names, if the session has one
+    shares     of a consortium's key, by ascending name, if the session has one
     """
 
     session: Session

@@ -287,7 +287,10 @@ def parameters(
     if protocol == SECAGG_PLUS and threat_model == MALICIOUS:
         raise Infeasible(_NO_SPARSE_MALICIOUS)
     if protocol == THRESHOLD_PAILLIER and threat_model == HONEST_BUT_CURIOUS:
-        raise Infeasible(f"{protocol}: lists of contributions are always signed: threat model {MALICIOUS!r}")
+        raise Infeasible(
+            f"{protocol}: lists of contributions are always signed: expected threat model {MALICIOUS!r} or "
+            f"{SEMI_MALICIOUS!r}, got {threat_model!r}"
+        )
     signed = threat_model != HONEST_BUT_CURIOUS
     # A model with an active server in which nobody is corrupted would claim nothing worth the price.
     bad, gone = max(whole(corrupted, n), int(signed)), whole(dropout, n)

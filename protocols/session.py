@@ -52,8 +52,24 @@ _HOMES = {
     "threshold-paillier": "protocols.threshold_paillier",
 }
 
+_STAGES = {
+    "secagg": ("keys", "shares", "masked", "signatures", "reveals"),
+    "secagg+": ("keys", "shares", "masked", "signatures", "reveals"),
+    "threshold-paillier": ("keys", "masked", "signatures", "reveals"),
+}
+
 MAX_DIM = 1 << 40
 MODEL_HASH_BYTES = 32
+
+
+def stages(protocol: str, threat_model: str, dealt: bool = False) -> tuple[str, ...]:
+    """What clients send in a session, in order: `dealt` if a consortium has its key beforehand.
+
+    One vocabulary for all: `masked` is the vector, whatever hides it, and `reveals` what opens the sum.
+    """
+    absent = {"signatures"} if threat_model == HONEST_BUT_CURIOUS else set()
+    absent |= {"keys"} if dealt else set()
+    return tuple(stage for stage in _STAGES[protocol] if stage not in absent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +168,15 @@ class Session:
         self.consortium = consortium
         if consortium is not None:
             threshold = self._dealt_threshold(consortium, threshold)
-        self.parameters: Parameters = parameters(
-            n, corrupted, dropout, protocol, threat_model, degree=degree, threshold=threshold
-        )
+        try:
+            self.parameters: Parameters = parameters(
+                n, corrupted, dropout, protocol, threat_model, degree=degree, threshold=threshold
+            )
+        except Infeasible as error:
+            if consortium is None:
+                raise
+            dealt = f"the consortium's key was dealt with threshold {consortium.threshold}"
+            raise Infeasible(f"{error}; {dealt}") from None
         if noise is not None and not isinstance(noise, Noisy):
             raise LocalError(f"noise: expected a Noisy, got {type(noise).__name__}")
         self.noise = noise
@@ -214,6 +236,11 @@ class Session:
                 f"bound {self.bound} with this noise needs {needed} bits, {MAX_BITS} are available"
             )
         return max(bits, needed)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What clients send, in order."""
+        return stages(self.protocol, self.threat_model, self.consortium is not None)
 
     @property
     def signed(self) -> bool:
@@ -374,16 +401,21 @@ class Session:
         return made(self, index, identity, policy, rng, journal, expand, share, snapshot)
 
     def _check_share(self, index: int, share: KeyShare | None) -> None:
-        if (share is None) != (self.consortium is None):
-            raise LocalError("share: expected one if, and only if, the session has a consortium's key")
-        if share is None or self.consortium is None:
+        if self.consortium is None:
+            if share is not None:
+                raise LocalError("share: expected none, the session has no consortium's key")
             return
+        if share is None:
+            raise LocalError("share: expected one, the session has a consortium's key")
         from secagg.consortium import KeyShare
 
         if not isinstance(share, KeyShare):
             raise LocalError(f"share: expected a KeyShare, got {type(share).__name__}")
         if share.place != index:
-            raise LocalError(f"share: expected that of place {index} in the roster, got place {share.place}")
+            raise LocalError(
+                f"share: {self.names[index]!r} has place {index} in the roster, sorted by name; this is the "
+                f"share of place {share.place}"
+            )
         try:
             share.check(self.consortium)
         except Invalid as error:

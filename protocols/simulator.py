@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from protocols.crowd import Crowd, Delivery, Engine, Here, Reaction, Result, Run, identity
 from protocols.errors import Aborted, LocalError
+from protocols.graph import MALICIOUS
 from protocols.machine import Aggregate, Answered, Received, ServerMachine, StageClosed
-from protocols.session import Session
+from protocols.session import Session, stages
 from protocols.wire import SERVER, Envelope, check_name
 from secagg.randomness import seeded
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from secagg.consortium import KeyShare
 
 STAGES = ("keys", "shares", "masked", "signatures", "reveals")
-"""What clients send, in order; which of them a session has depends on its protocol and threat model."""
+"""What clients send, in order, in the session that has them all (see `Session.stages`). A fault in the one
+that only an honest-but-curious session leaves out, `signatures`, never happens there."""
 
 Direction = Literal["up", "down"]
 
@@ -205,7 +207,7 @@ def simulate(
     transcript  keep the list of public messages
     on_event    called with (stage, messages delivered, messages expected), for a progress bar
     engine      where the clients run: here if None, else `Processes(2)`, say
-    shares      of a consortium's key, in the order of the names, if `agreed` has one
+    shares      of a consortium's key, by ascending name, if `agreed` has one
     agreed      what else `Session` takes: protocol, threat_model, dropout, round ...
 
     The server takes in each message as it comes, so what is held at once is its one sum, the machines'
@@ -234,8 +236,8 @@ def simulate(
         for vector in vectors.values():  # the caller's mistakes, before any work
             session.vector(vector)
     resending = any(isinstance(f, Duplicate) for theirs in schedule.values() for f in theirs)
-    if shares is not None and len(shares) != len(names):
-        raise LocalError(f"shares: expected {len(names)}, one a client, got {len(shares)}")
+    if shares is not None and (not isinstance(shares, Sequence) or len(shares) != len(names)):
+        raise LocalError(f"shares: expected {len(names)} in a sequence, one a client by ascending name")
     crowd = Crowd(session, root, None if isinstance(vectors, int) else vectors, resending, shares)
     engine = Here() if engine is None else engine
     if isinstance(engine, type) or not hasattr(engine, "clients_a_task"):
@@ -279,10 +281,13 @@ def _schedule(
         if name not in session.positions:
             raise LocalError(f"faults: {name!r} is not a client")
         for fault in theirs:
-            stages = [getattr(fault, a, None) for a in ("before", "after", "stage", "at")]
-            named = [s for s in stages if s is not None]
-            if not named or any(s not in STAGES for s in named):
-                raise LocalError(f"faults: expected stages among {', '.join(STAGES)}; got {fault}")
+            marks = (getattr(fault, a, None) for a in ("before", "after", "stage", "at"))
+            named = [s for s in marks if s is not None]
+            there = stages(session.protocol, MALICIOUS, session.consortium is not None)
+            if not named or any(s not in there for s in named):
+                raise LocalError(
+                    f"faults: expected stages of {session.protocol}, {', '.join(there)}; got {fault}"
+                )
     return schedule
 
 

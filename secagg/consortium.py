@@ -23,10 +23,9 @@ from functools import cached_property
 from math import factorial
 from typing import Any
 
-import gmpy2
 import msgspec
-from gmpy2 import mpz
 
+from secagg.bigint import gmpy2, mpz
 from secagg.invalid import Invalid
 from secagg.labels import Label, bind, digest
 from secagg.paillier import LEAST_BITS, MOST_BITS, USUAL_BITS, PublicKey, generate, unit
@@ -147,7 +146,8 @@ def _numbers(data: bytes, least: int, what: str, most: int = MOST_OWNERS + 5) ->
     except (msgspec.ValidationError, msgspec.DecodeError, TypeError):
         raise Invalid(f"{what}: expected what was packed, the data are something else") from None
     if not least <= len(found) <= most or any(len(v) > MOST_BITS // 4 + 1 for v in found):
-        raise Invalid(f"{what}: expected {least} to {most} numbers, none longer than a key's")
+        wanted = f"{least}" if least == most else f"{least} to {most}"
+        raise Invalid(f"{what}: expected {wanted} numbers, none longer than a key's, got {len(found)}")
     return [int.from_bytes(v, "little") for v in found]
 
 

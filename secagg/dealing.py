@@ -24,9 +24,7 @@ from functools import lru_cache
 from math import ceil
 from typing import Any
 
-import gmpy2
-from gmpy2 import mpz
-
+from secagg.bigint import gmpy2, mpz
 from secagg.invalid import Invalid
 from secagg.lanes import Lanes
 from secagg.randomness import Rng, below, system

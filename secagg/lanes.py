@@ -52,6 +52,12 @@ class Lanes:
 
     def pack(self, values: NDArray[Any]) -> list[int]:
         """Plaintexts of values that are all from 0 to 2^width - 1; `ValueError` for others."""
+        values = np.asarray(values)
+        if values.ndim != 1 or values.dtype.kind not in "iu":
+            raise ValueError(
+                f"values: expected integers in one dimension, got {values.dtype} of shape {values.shape}; "
+                "quantise floats first"
+            )
         if values.size and (int(values.min()) < 0 or int(values.max()) >> self.width):
             raise ValueError(f"values: expected them from 0 to 2^{self.width} - 1")
         rows, ring = self.plaintexts(values.size), Ring(self.width)

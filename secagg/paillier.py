@@ -23,10 +23,8 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
-import gmpy2
-from gmpy2 import mpz
-
 from secagg import primes
+from secagg.bigint import gmpy2, mpz
 from secagg.invalid import Invalid
 from secagg.powers import FixedBase
 from secagg.randomness import Rng, below, system

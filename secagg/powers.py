@@ -11,8 +11,7 @@ from functools import reduce
 from math import ceil
 from typing import Any
 
-import gmpy2
-from gmpy2 import mpz
+from secagg.bigint import gmpy2, mpz
 
 
 class FixedBase:

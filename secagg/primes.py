@@ -18,14 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from secagg.bigint import gmpy2, mpz
 from secagg.randomness import Rng
-
-try:
-    import gmpy2
-    from gmpy2 import mpz
-except ModuleNotFoundError as error:
-    text = "Paillier needs gmpy2: pip install 'secagg[paillier]'"
-    raise ModuleNotFoundError(text, name=error.name) from None
 
 ROUNDS = 30
 """As GMP counts: the test of Baillie and PSW, and six rounds of Miller and Rabin. For random numbers of a

@@ -29,10 +29,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import gmpy2
 import numpy as np
-from gmpy2 import mpz
 
+from secagg.bigint import gmpy2, mpz
 from secagg.invalid import Invalid, exact_length
 from secagg.labels import Label, bind
 from secagg.paillier import SMALL, PrivateKey, PublicKey

@@ -187,6 +187,9 @@ class EncryptedVector:
         summed = add(self.public, [self.ciphertexts, other.ciphertexts])
         return self._weighing(summed, self.weight + other.weight)
 
+    def __radd__(self, zero: object) -> EncryptedVector:
+        return self if zero == 0 and isinstance(zero, int) else NotImplemented  # `sum` begins with 0
+
     def __mul__(self, factor: object) -> EncryptedVector:
         try:
             times = operator.index(factor)  # type: ignore[arg-type]
