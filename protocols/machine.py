@@ -145,6 +145,7 @@ class ServerRules(Rules):
     """A server's side: how each stage `closes`, the message that `adds` a vector, the one that `reveals`.
 
     If `framed`, the vector is the frame beside that message, and the machine adds it to the running sum.
+    Ciphertexts are not: each must be there, with its proof, when others check the list.
     """
 
     closes: Mapping[type, Callable[..., Any]]
@@ -455,7 +456,10 @@ class ClientMachine(_Machine[Rules]):
 
 
 class ServerMachine(_Machine[ServerRules]):
-    """The server of one session. Its running sum is its one mutable buffer: memory O(dim)."""
+    """The server of one session. Its running sum is its one mutable buffer: memory O(dim).
+
+    Where vectors are not `framed`, it holds what it gathered of a stage until the stage is closed.
+    """
 
     def __init__(
         self, session: Session, rules: ServerRules, context: Any, state: State, journal: Journal | None,

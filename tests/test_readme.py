@@ -34,7 +34,7 @@ def test_python_blocks_run(
 
 
 def test_commands_run(readme: ModuleType, tmp_path: Path) -> None:
-    assert readme.run_commands(README, tmp_path, ROOT) == 10
+    assert readme.run_commands(README, tmp_path, ROOT) == 11
 
 
 def test_a_broken_block_would_fail(readme: ModuleType) -> None:
@@ -43,8 +43,12 @@ def test_a_broken_block_would_fail(readme: ModuleType) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
-    missing = [t for t in targets if "://" not in t and not (ROOT / t).exists()]
+    targets = re.findall(r"\]\(([^)#]+)(?:#([^)]+))?\)", README)
+    missing = [t for t, _ in targets if "://" not in t and not (ROOT / t).exists()]
+    for target, anchor in targets:
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", (ROOT / target).read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads]
     assert targets
     assert not missing
 
