@@ -5,7 +5,8 @@
 
 Everything follows from fixed seeds. Another implementation that draws the same bytes (party's generator =
 AES-256-CTR under SHA-256 of the bound seed, see `secagg.randomness.seeded`) must send the same messages.
-Messages of large sessions are given by their SHA-256.
+Messages of large sessions, and of ciphertexts, are given by their SHA-256; those of Paillier are of keys of
+2048 bits.
 """
 
 from __future__ import annotations
@@ -17,13 +18,19 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from protocols import threshold_paillier
 from protocols.machine import Input, Received, StageClosed, Started
 from protocols.session import Session
 from protocols.wire import SERVER, Envelope
-from secagg import keys, prg, shamir
+from secagg import keys, prg, proofs, shamir
+from secagg.consortium import Consortium, KeyShare, deal, decrypt_partly
 from secagg.keys import Identity
 from secagg.labels import Label
+from secagg.lanes import Lanes
 from secagg.noise import FAMILIES, noise
+from secagg.paillier import Encryptor, generate
 from secagg.randomness import seeded
 from secagg.ring import Ring
 
@@ -35,6 +42,10 @@ SESSIONS: dict[str, dict[str, Any]] = {
         "n": 50, "threat_model": "semi-malicious", "protocol": "secagg+", "dropout": 0.05, "corrupted": 0.05,
     },
 }  # fmt: skip
+PAILLIER: dict[str, dict[str, Any]] = {
+    "threshold-paillier": {"n": 4},
+    "threshold-paillier-consortium": {"n": 4, "dealt": True},
+}
 DIM, BOUND = 3, 1000
 DROPPED = "p01"  # sends no masked vector
 
@@ -43,8 +54,15 @@ def names(n: int) -> list[str]:
     return [f"p{i:02}" for i in range(n)]
 
 
+def consortium() -> tuple[Consortium, tuple[KeyShare, ...]]:
+    """A key that was dealt to four."""
+    return deal(4, 3, 2048, seeded(b"consortium"))
+
+
 def parties(n: int, **agreed: Any) -> tuple[Session, dict[str, Identity], dict[str, list[int]]]:
     """The session, identities and inputs that the vectors are about."""
+    if agreed.pop("dealt", False):
+        agreed["consortium"] = consortium()[0]
     identities = {name: Identity.generate(seeded(b"identity", name.encode())) for name in names(n)}
     session = Session(
         {name: i.public for name, i in identities.items()}, DIM, BOUND, task="vectors", round=1, **agreed
@@ -55,9 +73,14 @@ def parties(n: int, **agreed: Any) -> tuple[Session, dict[str, Identity], dict[s
 
 def machines(session: Session, identities: dict[str, Identity]) -> tuple[Any, dict[str, Any]]:
     """All parties, each with its own seeded generator."""
+    shares = None if session.consortium is None else consortium()[1]
     clients = {
-        name: session.client(name, i, rng=seeded(b"client", name.encode())) for name, i in identities.items()
-    }
+        name: session.client(
+            name, i, rng=seeded(b"client", name.encode()),
+            share=None if shares is None else shares[session.positions[name]],
+        )
+        for name, i in identities.items()
+    }  # fmt: skip
     return session.server(rng=seeded(b"server")), clients
 
 
@@ -87,7 +110,7 @@ def good(n: int, **agreed: Any) -> dict[str, Any]:
     messages, server = [], None
     for stage, envelope, server, _ in exchange(n, **agreed):  # noqa: B007
         line: dict[str, Any] = {"stage": stage, "from": envelope.sender, "to": envelope.to}
-        if n <= 5:
+        if n <= 5 and not session.protocol.startswith("threshold"):
             line |= {"body": envelope.body.hex(), "frame": bytes(envelope.frame).hex()}
         else:
             line |= {"sha256": sha256(envelope.body + bytes(envelope.frame)).hexdigest()}
@@ -180,6 +203,28 @@ def primitives() -> dict[str, Any]:
             },
         },
         "derive": keys.derive(secret, Label.SELF_MASK, b"context", length=16).hex(),
+        "paillier": ciphertexts(),
+    }  # fmt: skip
+
+
+def ciphertexts() -> dict[str, Any]:
+    """Known answers under one key, and what is proved about them."""
+    key = generate(2048, seeded(b"paillier"))
+    found, openings = Encryptor(key.public).encrypt_openly([0, 1, 12345], seeded(b"encrypt"))
+    packed = key.public.pack(found)
+    known = proofs.prove_plaintexts(key.public, found, openings, b"context", seeded(b"prove"))
+    dealt, shares = consortium()
+    theirs = Encryptor(dealt.public).encrypt([7, 8], seeded(b"encrypt"))
+    partials, proof = decrypt_partly(dealt, shares[1], theirs, b"context", seeded(b"decrypt"))
+    return {
+        "modulus": hex(key.public.n), "base": hex(key.public.h), "ciphertexts": packed.hex(),
+        "randomisers": [hex(r) for _, r in openings],
+        "proof of the key": sha256(repr(proofs.prove_key(key, b"context")).encode()).hexdigest(),
+        "proof of plaintexts": sha256(known.pack(key.public, 3)).hexdigest(),
+        "roots": [hex(r) for r in proofs.prove_openings(key, found)[1]],
+        "lanes": [hex(m) for m in Lanes(20, 100).pack(np.arange(7, dtype=np.uint64) * 1000)],
+        "consortium": dealt.fingerprint.hex(), "partial": hex(partials[0]),
+        "proof of partial decryptions": sha256(proof.pack(dealt)).hexdigest(),
     }  # fmt: skip
 
 
@@ -190,6 +235,12 @@ def everything() -> dict[str, str]:
         files[f"{name}.json"] = good(**agreed)
         if agreed["n"] <= 5:
             files[f"{name}-bad.json"] = bad(**agreed)
+    bits, threshold_paillier.KEY_BITS = threshold_paillier.KEY_BITS, 2048
+    try:
+        for name, agreed in PAILLIER.items():
+            files[f"{name}.json"] = good(**agreed, protocol="threshold-paillier", threat_model="malicious")
+    finally:
+        threshold_paillier.KEY_BITS = bits
     return {name: json.dumps(content, indent=1, sort_keys=True) + "\n" for name, content in files.items()}
 
 
