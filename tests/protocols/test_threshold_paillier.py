@@ -658,13 +658,18 @@ def test_two_owners_of_one_key_are_named() -> None:
         fields = {f: getattr(first["pisa"], f) for f in message.__struct_fields__}
         fields["proof"] = b"".join(r.to_bytes(256, "little") for r in roots)
         unsigned = home.Advertise(**fields | {"signature": b""})
-        return home.Advertise(**fields | {"signature": IDS["york"].sign(home._signed_key(unsigned))})
+        first["york"] = home.Advertise(**fields | {"signature": IDS["york"].sign(home._signed_key(unsigned))})
+        return first["york"]
 
-    run.up = up
+    run.up, run.down = up, lambda _, m: None if isinstance(m, home.Stop) else m
     result = run.go()
     assert isinstance(result, Aborted)
     assert result.faults[0].culprits == ("pisa", "york")
     assert "the same key" in result.faults[0].cause
+    # A server that says nothing of it is found out by the clients.
+    body = home._CODEC.encode(Keys(bitmap(range(5), 5), [first[name] for name in NAMES]))
+    run.clients["bern"].handle(Received(Envelope(run.session.hash, SERVER, "bern", body)))
+    assert "two owners have the same modulus" in str(run.clients["bern"].result)
 
 
 def test_a_signed_key_whose_proof_is_anothers_is_refused() -> None:
