@@ -110,7 +110,13 @@ def _agreement(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Fraction that may be corrupted.",
         ),
         click.option("--threat-model", type=click.Choice(_THREATS), default=_THREATS[0], show_default=True),
-        click.option("--protocol", type=click.Choice(_PROTOCOLS), default=_PROTOCOLS[0], show_default=True),
+        click.option(
+            "--protocol",
+            type=click.Choice(_PROTOCOLS),
+            default=_PROTOCOLS[0],
+            show_default=True,
+            help="threshold-paillier encrypts each vector for each client: begin with five, and 1000 entries.",
+        ),
     ):
         function = option(function)
     return function
