@@ -40,6 +40,7 @@ from protocols.machine import (
     Started,
     State,
 )
+from protocols.quorum import check_quorum
 from protocols.session import Policy, Session
 from protocols.wire import Codec, Message, bitmap, members, pieces, place_bytes
 from protocols.xnoise import noise_seed
@@ -542,23 +543,11 @@ def sign_survivors(context: ClientContext, state: AwaitSurvivors, message: Survi
 def reveal(context: ClientContext, state: AwaitQuorum, message: Quorum) -> tuple[State, Outbox]:
     """Round 4, Unmasking: only on more than (n + corrupted) / 2 signatures over that same set.
 
-    Figure 4 asks for t signatures of survivors. Two sets with that many signers each would share an
-    honest one, who signs once; here the count is over the cohort, so it holds for the sparse graph too.
+    Figure 4 asks for t signatures of survivors: see `protocols.quorum`.
     """
-    session = context.session
+    session, statement = context.session, _signed_survivors(state.setup, state.included)
+    check_quorum(session, statement, state.included, message.signers, message.signatures)
     included = frozenset(members(state.included, len(session.names)))
-    signers = members(message.signers, len(session.names))
-    signatures = pieces("signatures", message.signatures, len(signers), keys.SIGNATURE_BYTES)
-    if len(signers) < session.parameters.quorum:
-        raise RemoteError(f"quorum: {len(signers)} signatures, {session.parameters.quorum} are needed")
-    if not included.issuperset(signers):
-        raise RemoteError("quorum: a signer is not among the survivors")
-    statement = _signed_survivors(state.setup, state.included)
-    for signer, signature in zip(signers, signatures, strict=True):
-        try:
-            keys.verify(session.identities[signer], statement, signature)
-        except Invalid:
-            raise RemoteError("quorum: a signature over the survivor set does not verify") from None
     return Finished(state.included), [(0, _reveal(context, state.held, included), b"")]
 
 

@@ -56,6 +56,7 @@ from protocols.machine import (
     Started,
     State,
 )
+from protocols.quorum import check_quorum
 from protocols.session import Policy, Session
 from protocols.wire import Codec, Message, bitmap, members, pieces, place_bytes
 from protocols.xnoise import noise_seed
@@ -488,17 +489,7 @@ def sign_list(context: ClientContext, state: AwaitList, message: Contributions) 
 def open_sums(context: ClientContext, state: AwaitQuorum, message: Quorum) -> tuple[State, Outbox]:
     """Only on more than (n + corrupted) / 2 signatures of that same list."""
     session = context.session
-    signers = members(message.signers, len(session.names))
-    signatures = pieces("signatures", message.signatures, len(signers), keys.SIGNATURE_BYTES)
-    if len(signers) < session.parameters.quorum:
-        raise RemoteError(f"quorum: {len(signers)} signatures, {session.parameters.quorum} are needed")
-    if not set(members(state.included, len(session.names))).issuperset(signers):
-        raise RemoteError("quorum: a signer is not in the list")
-    for signer, signature in zip(signers, signatures, strict=True):
-        try:
-            keys.verify(session.identities[signer], state.statement, signature)
-        except Invalid:
-            raise RemoteError("quorum: a signature of the list does not verify") from None
+    check_quorum(session, state.statement, state.included, message.signers, message.signatures)
     setting, secret = _setting(session, state.present, state.keys), context.share
     ciphertexts = numbers(state.to_open, setting.owners.ciphertext_bytes)
     where = _opening(state.statement, context.index)

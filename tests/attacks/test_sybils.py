@@ -97,7 +97,7 @@ def test_signers_who_are_not_survivors_do_not_count(play, kit, signed_model):
     setup = cohort.clients["ada"]._state.setup
     signatures |= cohort.signed_by(("gus", "hal"), included, setup)
     cohort.tell("ada", cohort.quorum(signatures))
-    kit.assert_blames_server(cohort.clients["ada"], "not among the survivors")
+    kit.assert_blames_server(cohort.clients["ada"], "not among those included")
 
 
 def test_one_identity_under_two_names_is_refused(play):
