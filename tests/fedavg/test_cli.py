@@ -674,6 +674,24 @@ def test_without_sklearn_the_command_says_what_to_install(tmp_path: Path, words:
     )
 
 
+@pytest.mark.parametrize("command", ["simulate", "train"])
+def test_without_gmpy2_only_paillier_fails(tmp_path: Path, command: str) -> None:
+    words = [command, "--threat-model", "malicious"]
+    words += ["--clients", "5", "--dim", "2"] if command == "simulate" else ["--rounds", "1"]
+    done = python(without("gmpy2", *words, "--protocol", "threshold-paillier"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("This needs an extra, for gmpy2: pip install 'secagg[paillier]', or in a")
+    if command == "simulate":
+        done = python(without("gmpy2", *words), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_without_gmpy2_python_says_what_is_missing(tmp_path: Path) -> None:
+    code = "import sys\nsys.modules['gmpy2'] = None\nimport secagg.paillier"
+    done = python(code, cwd=tmp_path)
+    assert "ModuleNotFoundError: Paillier needs gmpy2, of the extra paillier: in a clone" in done.stderr
+
+
 def test_without_matplotlib_only_pictures_fail(tmp_path: Path) -> None:
     simulate = ["simulate", "--clients", "5", "--dim", "2"]
     done = python(without("matplotlib", *simulate, "--picture", "a.png"), cwd=tmp_path)
