@@ -115,7 +115,7 @@ def _agreement(function: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(_PROTOCOLS),
             default=_PROTOCOLS[0],
             show_default=True,
-            help="threshold-paillier encrypts each vector for each client: begin with five, and 1000 entries.",
+            help="threshold-paillier encrypts each vector for each client: begin with five, 1000 entries.",
         ),
     ):
         function = option(function)
