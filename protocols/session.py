@@ -128,7 +128,7 @@ class Session:
                   with noise, the cohort without those that may drop out: it must suffice for the noise
     degree, threshold
                   an expert's choice instead of the finder's, checked by the same rules
-    consortium    for threshold Paillier, a key that was dealt to this roster, in the order of its names (see
+    consortium    for threshold Paillier, a key that was dealt to this roster, by ascending name (see
                   `secagg.consortium.deal`); its threshold is the session's. Without, each party makes a key
 
     Raises `LocalError` for impossible input and `Infeasible` where no parameters meet the demands.
