@@ -128,11 +128,11 @@ def _weights(points: Sequence[int], at: int, prime: Any) -> list[Any]:
     """What values at `points` are multiplied by to give that at another (Lagrange)."""
     found = []
     for x in points:
-        above, below = mpz(1), mpz(1)
+        upper, lower = mpz(1), mpz(1)
         for other in points:
             if other != x:
-                above, below = above * (at - other) % prime, below * (x - other) % prime
-        found.append(above * gmpy2.invert(below, prime) % prime)
+                upper, lower = upper * (at - other) % prime, lower * (x - other) % prime
+        found.append(upper * gmpy2.invert(lower, prime) % prime)
     return found
 
 
